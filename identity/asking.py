@@ -1,0 +1,472 @@
+"""Asking people: a login or an approval is asked for here, and followed until it is decided.
+
+What is asked becomes a row of the ledger; an agent's run then ends. Polling works from those rows, never from the status
+of a thread, so it survives restarts and may be done by any process that gets the row's lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .broker import ASSUMED_LIFETIME, Broker
+from .canonical import canonical, digest
+from .errors import DeputizeError, OAuthError, ProtocolError, RefusedError, TokenError, TransportError, UsageError
+from .ledger import Ledger, Request
+from .needs import Approval, Resource
+from .oauth.authorization import (
+    AuthorizationAttempt,
+    authorization_request,
+    code_request,
+    process_authorization_response,
+)
+from .oauth.ciba import (
+    backchannel_request,
+    ciba_token_request,
+    iss_sub_hint,
+    process_backchannel_response,
+    process_poll_response,
+)
+from .oauth.device import device_request, device_token_request, process_device_response
+from .oauth.jwt import key_id, validate_id_token
+from .oauth.pkce import Pkce
+from .oauth.rar import require_granted
+from .oauth.tokens import TokenResponse, process_token_response
+from .oauth.wire import Response
+from .principal import Caller, Principal
+from .secret import Secret
+from .sessions import Place, Session, Sessions
+from .vault import Vault
+
+__all__ = ["APPROVAL_LIFETIME", "Asking", "Call", "binding_digest"]
+
+APPROVAL_LIFETIME = 300
+"""Seconds that a person has for a decision (``requested_expiry``)."""
+
+SESSION_LIFETIME = 8 * 3600.0
+"""Seconds after which a sign-in ends, however much it was used."""
+
+_BINDING_VERSION = 1
+_POLICY_VERSION = "tools/1"
+_LEASE = 30.0
+_BACK_OFF_LIMIT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One tool call, as its approval binds it.
+
+    Args:
+        arguments: validated, by name.
+        schema_digest: of the tool's argument schema: another schema is another call.
+        audience: the API that the tool declared first; empty if it declared none.
+    """
+
+    message_id: str
+    id: str
+    tool: str
+    arguments: Mapping[str, Any]
+    schema_digest: str
+    audience: str
+
+
+def binding_digest(call: Call, place: Place, session: Session, actor: str, nonce: str, expires_at: int) -> str:
+    """What an approval is for: SHA-256 over the RFC 8785 form of every field that must not change (casebook B4)."""
+    return digest(
+        {
+            "version": _BINDING_VERSION,
+            "policy": _POLICY_VERSION,
+            "tool": call.tool,
+            "schema": call.schema_digest,
+            "arguments": dict(call.arguments),
+            "tenant": place.tenant,
+            "issuer": session.principal.issuer,
+            "subject": session.principal.subject,
+            "actor": actor,
+            "graph": place.graph,
+            "thread": place.thread,
+            "message_id": call.message_id,
+            "tool_call_id": call.id,
+            "audience": call.audience,
+            "nonce": nonce,
+            "expires_at": expires_at,
+        }
+    )
+
+
+class Asking:
+    """Opens requests and follows them.
+
+    Args:
+        login: ``device`` or ``browser``.
+        redirect_uri: where a browser login comes back to.
+        clock: unix seconds.
+        pause: waits that many seconds (replaced in tests).
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        ledger: Ledger,
+        sessions: Sessions,
+        vault: Vault,
+        *,
+        tenant: str,
+        login: str,
+        redirect_uri: str,
+        clock: Callable[[], float],
+        pause: Callable[[float], Any] = asyncio.sleep,
+    ) -> None:
+        self._broker = broker
+        self._ledger = ledger
+        self._sessions = sessions
+        self._vault = vault
+        self._tenant = tenant
+        self._login = login
+        self._redirect_uri = redirect_uri
+        self._clock = clock
+        self._pause = pause
+
+    # -- asking (on the I/O thread) ----------------------------------------------------------------------------------
+
+    async def login(
+        self, place: Place, caller: Caller | None, message_id: str, scopes: Iterable[str]
+    ) -> Request | None:
+        """Ask the caller to sign in, or return ``None`` when a live sign-in of this very caller serves this thread too."""
+        now = self._clock()
+        owner = caller.key if caller else ""
+        taken = await asyncio.to_thread(self._sessions.of, place)
+        if taken is not None:
+            taken.require(caller)
+        if isinstance(caller, Principal):
+            grant = await asyncio.to_thread(self._vault.live_grant, caller, now)
+            if grant is not None:
+                await asyncio.to_thread(
+                    lambda: self._sessions.start(
+                        place, caller, owner=owner, grant_id=grant.id, expires_at=grant.expires_at, now=now
+                    )
+                )
+                return None
+        pending = await asyncio.to_thread(self._ledger.pending_login, place, owner)
+        if pending is not None:
+            return pending
+        scope = " ".join(["openid", "profile", "offline_access", *sorted(set(scopes))])
+        if self._login == "browser":
+            asked = await self._browser_login(scope)
+        else:
+            asked = await self._device_login(scope, now)
+        return await asyncio.to_thread(
+            lambda: self._ledger.open(
+                place=place,
+                kind="login",
+                owner=owner,
+                issuer=caller.issuer if isinstance(caller, Principal) else "",
+                subject=caller.subject if isinstance(caller, Principal) else "",
+                message_id=message_id,
+                now=now,
+                **asked,
+            )
+        )
+
+    async def _device_login(self, scope: str, now: float) -> dict[str, Any]:
+        server, client = await self._broker.server(), await self._broker.client()
+        answer = await self._broker.transport.send(device_request(server, client, scope=scope, now=now))
+        device = process_device_response(answer, now=now, allow_origins=self._broker.transport.allow_origins)
+        return {
+            "url": device.verification_uri,
+            "code": device.user_code,
+            "payload": {"scope": scope},
+            "handle": {"device_code": device.device_code.reveal()},
+            "interval": device.interval,
+            "expires_at": device.expires_at,
+        }
+
+    async def _browser_login(self, scope: str) -> dict[str, Any]:
+        server, client = await self._broker.server(), await self._broker.client()
+        attempt = authorization_request(server, client.client_id, redirect_uri=self._redirect_uri, scope=scope)
+        return {
+            "url": attempt.url,
+            "code": "",
+            "digest": _state_digest(attempt.state),
+            "payload": {"scope": scope},
+            "handle": {
+                "state": attempt.state.reveal(),
+                "nonce": attempt.nonce.reveal(),
+                "verifier": attempt.pkce.verifier.reveal(),
+                "redirect_uri": attempt.redirect_uri,
+            },
+            "interval": float(APPROVAL_LIFETIME * 2),  # nothing to poll: the browser comes back, or it expires
+            "expires_at": self._clock() + APPROVAL_LIFETIME * 2,
+        }
+
+    async def approval(
+        self, place: Place, session: Session, call: Call, condition: Approval, need: Resource | None
+    ) -> Request:
+        """Ask the session's person to approve this very call (CIBA Core §7.1 with RFC 9396 details)."""
+        now = self._clock()
+        server, client = await self._broker.server(), await self._broker.client()
+        nonce = secrets.token_urlsafe(16)
+        expires_at = int(now) + APPROVAL_LIFETIME
+        bound = binding_digest(call, place, session, client.client_id, nonce, expires_at)
+        code = _comparison_code()
+        details: list[dict[str, Any]] = [
+            {
+                "type": condition.type,
+                **({"locations": [need.audience]} if need else {}),
+                "actions": [call.tool],
+                "digest": bound,
+                "arguments": shown_arguments(call.arguments),
+            }
+        ]
+        scope = " ".join(["openid", *(need.scopes if need else ())])
+        answer = await self._broker.transport.send(
+            backchannel_request(
+                server,
+                client,
+                login_hint=iss_sub_hint(session.principal.issuer, session.principal.subject),
+                scope=scope,
+                binding_message=code,
+                authorization_details=details,
+                resource=need.audience if need else None,
+                requested_expiry=APPROVAL_LIFETIME,
+                now=now,
+            )
+        )
+        opened = process_backchannel_response(answer, now=now, allow_origins=self._broker.transport.allow_origins)
+        return await asyncio.to_thread(
+            lambda: self._ledger.open(
+                place=place,
+                kind="approval",
+                owner=session.owner,
+                issuer=session.principal.issuer,
+                subject=session.principal.subject,
+                message_id=call.message_id,
+                tool_call_id=call.id,
+                digest=bound,
+                url=opened.approval_uri or "",
+                code=code,
+                payload={
+                    "tool": call.tool,
+                    "nonce": nonce,
+                    "expires_at": expires_at,
+                    "scope": scope,
+                    "authorization_details": details,
+                },
+                handle={"auth_req_id": opened.auth_req_id.reveal()},
+                interval=opened.interval,
+                expires_at=min(opened.expires_at, float(expires_at)),
+                now=now,
+            )
+        )
+
+    # -- following (on the I/O thread) -------------------------------------------------------------------------------
+
+    async def wait(self, place: Place) -> None:
+        """Return when something that waits in ``place`` has been decided, or nothing waits there."""
+        waiting = {request.id for request in await asyncio.to_thread(self._ledger.pending, place)}
+        while waiting:
+            pending = await asyncio.to_thread(self._ledger.pending, place)
+            if not waiting <= {request.id for request in pending}:
+                return
+            now = self._clock()
+            due = [request for request in pending if request.next_poll_at <= now or request.expires_at <= now]
+            if due:
+                decided = await asyncio.gather(*(self.poll(request) for request in due))
+                if any(decided):
+                    return
+            soonest = min(min(r.next_poll_at, r.expires_at) for r in pending)
+            await self._pause(min(max(soonest - self._clock(), 0.1), 1.0))
+
+    async def poll_due(self) -> list[Request]:
+        """One round over everything that is due: the requests that were decided in it."""
+        due = await asyncio.to_thread(self._ledger.due, self._clock())
+        decided = await asyncio.gather(*(self.poll(request) for request in due))
+        return [request for request, done in zip(due, decided, strict=True) if done]
+
+    async def poll(self, request: Request) -> bool:
+        """Ask once how a pending request stands. True when this call decided it; passing failures leave it pending."""
+        now = self._clock()
+        if not await asyncio.to_thread(self._ledger.lease, request, now + _LEASE, now):
+            return False
+        try:
+            return await self._poll_leased(request, now)
+        except TransportError as error:
+            # A timeout, a reset, 429 or 5xx says nothing about the decision: the request survives (casebook B15).
+            wait = max(min(request.interval * 2, _BACK_OFF_LIMIT), error.retry_after or 0.0)
+            if now >= request.expires_at:
+                return await self._end(request, "expired")
+            await asyncio.to_thread(
+                lambda: self._ledger.postpone(request, interval=request.interval, next_poll_at=now + wait)
+            )
+            return False
+        except OAuthError as error:
+            match error.error:
+                case "access_denied":
+                    return await self._end(request, "denied", "The person who was asked declined.")
+                case "expired_token":
+                    return await self._end(request, "expired")
+                case _:
+                    return await self._end(
+                        request, "denied", f"The authorization server ended the request: {error.error}."
+                    )
+        except (ProtocolError, TokenError, RefusedError) as error:
+            # What came back is not what was asked for: nothing of it is used (casebook B16).
+            return await self._end(request, "denied", str(error))
+
+    async def _poll_leased(self, request: Request, now: float) -> bool:
+        handle = await asyncio.to_thread(self._ledger.handle, request)
+        server, client = await self._broker.server(), await self._broker.client()
+        if "auth_req_id" in handle:
+            message = ciba_token_request(server, client, Secret(handle["auth_req_id"]), now=now)
+        elif "device_code" in handle:
+            message = device_token_request(server, client, Secret(handle["device_code"]), now=now)
+        else:  # a browser login: nobody can be asked, it can only run out
+            if now >= request.expires_at:
+                return await self._end(request, "expired")
+            await asyncio.to_thread(
+                lambda: self._ledger.postpone(request, interval=request.interval, next_poll_at=request.expires_at)
+            )
+            return False
+        answer = process_poll_response(await self._broker.transport.send(message), interval=request.interval, now=now)
+        if isinstance(answer, TokenResponse):
+            if request.kind == "approval":
+                return await self._approved(request, answer, now)
+            return await self._signed_in(request, answer, now, nonce=None)
+        if now >= request.expires_at:
+            return await self._end(request, "expired")
+        await asyncio.to_thread(
+            lambda: self._ledger.postpone(request, interval=answer.interval, next_poll_at=now + answer.interval)
+        )
+        return False
+
+    async def _approved(self, request: Request, answer: TokenResponse, now: float) -> bool:
+        payload = await asyncio.to_thread(self._ledger.payload, request)
+        require_granted(payload["authorization_details"], answer.authorization_details)
+        granted = set((answer.scope if answer.scope is not None else payload["scope"]).split())
+        if missing := set(payload["scope"].split()) - {"openid"} - granted:
+            raise ProtocolError(f"The approval came back without the scope {' '.join(sorted(missing))}", "Ask again")
+        claims = await self._identity(answer, nonce=None)
+        if claims.subject != request.subject:
+            raise RefusedError("Somebody else than the person who was asked approved", "Ask again")  # casebook B8
+        expires_at = answer.expires_at if answer.expires_at is not None else now + ASSUMED_LIFETIME
+        evidence = {
+            "access_token": answer.access_token.reveal(),
+            "expires_at": expires_at,
+            "approver": claims.subject,
+            "acr": claims.acr,
+            "auth_time": claims.auth_time,
+        }
+        return await asyncio.to_thread(lambda: self._ledger.decide(request, "approved", evidence=evidence, now=now))
+
+    async def _signed_in(self, request: Request, answer: TokenResponse, now: float, nonce: Secret | None) -> bool:
+        claims = await self._identity(answer, nonce=nonce)
+        if request.subject and (claims.subject, self._broker.issuer) != (request.subject, request.issuer):
+            raise RefusedError("Somebody else than the person who was asked signed in", "Sign in as yourself")
+        if answer.refresh_token is None:
+            raise ProtocolError(
+                "The sign-in brought no refresh token", "Allow offline_access to this client at the issuer"
+            )
+        principal = Principal(self._tenant, self._broker.issuer, claims.subject, claims.name or "")
+        refresh_token, scope = answer.refresh_token, answer.scope or ""
+
+        def record() -> bool:
+            expires_at = now + SESSION_LIFETIME
+            grant = self._vault.store_grant(
+                principal, refresh_token=refresh_token, scope=scope, expires_at=expires_at, now=now
+            )
+            # A visitor keeps what the visitor began; what nobody began belongs to the person who signed in.
+            owner = request.owner or principal.key
+            session = self._sessions.start(
+                request.place, principal, owner=owner, grant_id=grant.id, expires_at=expires_at, now=now
+            )
+            if self._ledger.decide(request, "approved", evidence={"session": session.id}, now=now):
+                return True
+            self._sessions.end(session, now)
+            self._vault.delete(grant)
+            return False
+
+        return await asyncio.to_thread(record)
+
+    async def _identity(self, answer: TokenResponse, nonce: Secret | None) -> Any:
+        """The validated ID token of an answer (OpenID Connect Core §3.1.3.7): who decided, who signed in."""
+        if answer.id_token is None:
+            raise ProtocolError("The answer has no id_token, so nobody knows who decided", "Ask for the scope openid")
+        token = answer.id_token.reveal()
+        client = await self._broker.client()
+        return validate_id_token(
+            token,
+            keys=await self._broker.keys(key_id(token)),
+            issuer=self._broker.issuer,
+            client_id=client.client_id,
+            nonce=nonce,
+            now=self._clock(),
+        )
+
+    async def _end(self, request: Request, state: Any, reason: str = "") -> bool:
+        return await asyncio.to_thread(lambda: self._ledger.decide(request, state, reason=reason, now=self._clock()))
+
+    # -- the browser comes back (on the I/O thread) ------------------------------------------------------------------
+
+    async def browser_callback(self, parameters: Sequence[tuple[str, str]]) -> Request:
+        """Finish a browser login with the query of its redirect (RFC 6749 §4.1.2, RFC 9207).
+
+        Raises:
+            UsageError: no login waits for this ``state`` (unknown, used, expired): nothing is stored (casebook A2).
+            OAuthError, ProtocolError: the issuer refused, or the answer is not for this login (A1).
+        """
+        states = [value for name, value in parameters if name == "state"]
+        request = None
+        if len(states) == 1 and states[0]:
+            request = await asyncio.to_thread(
+                self._ledger.login_by_digest, self._tenant, _state_digest(Secret(states[0]))
+            )
+        now = self._clock()
+        if request is None or now >= request.expires_at:
+            raise UsageError("This sign-in link is unknown, used or expired", "Start again from the conversation")
+        handle = await asyncio.to_thread(self._ledger.handle, request)
+        server, client = await self._broker.server(), await self._broker.client()
+        nonce = Secret(handle["nonce"])
+        attempt = AuthorizationAttempt(
+            url=request.url,
+            state=Secret(handle["state"]),
+            nonce=nonce,
+            pkce=Pkce.restore(Secret(handle["verifier"])),
+            redirect_uri=handle["redirect_uri"],
+            issuer=self._broker.issuer,
+        )
+        try:
+            code = process_authorization_response(server, attempt, parameters)
+        except OAuthError as error:
+            await self._end(request, "denied", f"The sign-in ended: {error.error}.")
+            raise
+        answer: Response = await self._broker.transport.send(code_request(server, client, code, now=now))
+        try:
+            await self._signed_in(request, process_token_response(answer, now=now), now, nonce)
+        except DeputizeError as error:
+            await self._end(request, "denied", str(error))
+            raise
+        return request
+
+
+def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Validated arguments as JSON values for the approval page and the API: decimals and large integers as strings."""
+    shown: dict[str, Any] = json.loads(canonical(dict(arguments)))
+    return shown
+
+
+def _comparison_code() -> str:
+    """A code that the chat and the approval page both show, so that people approve what they asked for."""
+    letters = "BCDFGHJKLMNPQRSTVWXZ"
+    return (
+        "".join(secrets.choice(letters) for _ in range(3)) + "-" + "".join(secrets.choice("23456789") for _ in range(3))
+    )
+
+
+def _state_digest(state: Secret) -> str:
+    """Finds a login by its ``state`` without keeping that in a column."""
+    return hashlib.sha256(state.reveal().encode()).hexdigest()

@@ -1,0 +1,268 @@
+"""The one door to tokens: (session, need) → sealed token.
+
+A refresh token leaves the vault here, becomes a subject token whose audience is this agent, and that becomes a token for
+one API (RFC 8693), with the person as ``sub`` and the agent as ``act.sub``. Everything runs on the I/O thread, so callers
+of any event loop share one request in flight: fifty threads of one person cause one refresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from .access import AccessToken
+from .errors import DeputizeError, OAuthError, ProtocolError, RefusedError, SealError
+from .needs import Resource
+from .oauth.client import Client
+from .oauth.exchange import exchange_request, process_exchange_response
+from .oauth.jwt import JwksCache, KeySet, NeedsFetch, jwks_request
+from .oauth.metadata import ServerMetadata, metadata_request, process_metadata_response
+from .oauth.tokens import TokenResponse, client_credentials_request, process_token_response, refresh_request
+from .sealing import StateKeys, token_context
+from .secret import Secret
+from .sessions import Place, Session
+from .transport import Transport
+from .vault import Grant, Vault
+
+__all__ = ["ASSUMED_LIFETIME", "Broker", "SignInAgainError"]
+
+_T = TypeVar("_T")
+
+ASSUMED_LIFETIME = 300.0
+"""Seconds that a token is taken to live when its answer has no ``expires_in`` (RFC 6749 §5.1; casebook F9)."""
+
+MARGIN = 15.0
+"""A token with less than this many seconds left is not started with."""
+
+_METADATA_LIFETIME = 3600.0
+
+
+class SignInAgainError(RefusedError):
+    """The person's grant does not work any more: revoked, expired, used up. Only a new sign-in helps."""
+
+    code = "login_required"
+
+
+class Broker:
+    """Tokens of one agent at one issuer.
+
+    Args:
+        issuer: the issuer identifier.
+        client: loads this agent's credential, at first use.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        issuer: str,
+        client: Callable[[], Client],
+        transport: Transport,
+        vault: Vault,
+        keys: StateKeys,
+        clock: Callable[[], float],
+    ) -> None:
+        self.issuer = issuer
+        self.transport = transport
+        self._load_client = client
+        self._client: Client | None = None
+        self._vault = vault
+        self._keys = keys
+        self._clock = clock
+        self._server: ServerMetadata | None = None
+        self._server_until = 0.0
+        self._jwks = JwksCache()
+        self._flights: dict[str, asyncio.Task[Any]] = {}
+
+    # -- the issuer (on the I/O thread) ------------------------------------------------------------------------------
+
+    async def server(self) -> ServerMetadata:
+        """The issuer's metadata, fetched once an hour; the last good copy serves while it is unreachable."""
+        if self._server is None or self._clock() >= self._server_until:
+            try:
+                self._server = await self._once("metadata", self._discover)
+            except DeputizeError:
+                if self._server is None:
+                    raise
+        return self._server
+
+    async def _discover(self) -> ServerMetadata:
+        answer = await self.transport.send(metadata_request(self.issuer))
+        found = process_metadata_response(self.issuer, answer, allow_origins=self.transport.allow_origins)
+        self._server_until = self._clock() + _METADATA_LIFETIME
+        return found
+
+    async def client(self) -> Client:
+        """This agent's credential."""
+        if self._client is None:
+            self._client = await asyncio.to_thread(self._load_client)
+        return self._client
+
+    async def check(self) -> ServerMetadata:
+        """Whether the issuer can be reached and accepts this agent's credential; its metadata.
+
+        Raises:
+            OAuthError: ``invalid_client``: it does not know the agent, or not by this key.
+        """
+        server, now = await self.server(), self._clock()
+        request = client_credentials_request(server, await self.client(), scope="", now=now)
+        try:
+            process_token_response(await self.transport.send(request), now=now)
+        except OAuthError as error:
+            if error.error in ("invalid_client", "invalid_request"):
+                raise OAuthError(
+                    error.error,
+                    error.description,
+                    status=error.status,
+                    hint="Register DEPUTIZE_CLIENT_ID there with the public part of DEPUTIZE_CLIENT_KEY_FILE",
+                ) from None
+            # unauthorized_client and the like: the credential was accepted, the grant is not meant for it
+        return server
+
+    async def keys(self, kid: str | None) -> KeySet:
+        """The issuer's public keys, fetched when ``kid`` is unknown and the cool-down allows it (casebook A10, A11)."""
+        found = self._jwks.lookup(kid, self._clock())
+        if isinstance(found, NeedsFetch):
+            await self._once("jwks", self._fetch_keys)
+            found = self._jwks.lookup(kid, self._clock())
+        if isinstance(found, NeedsFetch):
+            raise ProtocolError(
+                f"{self.issuer} does not publish the key that signed this", "Check the issuer's jwks_uri"
+            )
+        return found
+
+    async def _fetch_keys(self) -> None:
+        server = await self.server()
+        try:
+            answer = await self.transport.send(jwks_request(server))
+            self._jwks.store(answer, self._clock())
+        except DeputizeError:
+            self._jwks.failed(self._clock())
+            raise
+
+    # -- tokens (on the I/O thread) ----------------------------------------------------------------------------------
+
+    async def token(self, place: Place, session: Session, need: Resource) -> dict[str, Any]:
+        """A delegated token for ``need``, sealed for this person, thread, graph and audience.
+
+        Returns what graph state keeps: ``{"sealed": …, "expires_at": unix seconds}``.
+
+        Raises:
+            SignInAgainError: the session's grant is spent; the session should end.
+            OAuthError, ProtocolError, TransportError: the issuer refused, misbehaved, or did not answer.
+        """
+        issued = await self._once(f"exchange {session.grant_id} {need.key}", lambda: self._exchange(session, need))
+        expires_at = issued.expires_at if issued.expires_at is not None else self._clock() + ASSUMED_LIFETIME
+        return {"sealed": self.seal(place, session, need, issued.access_token, expires_at), "expires_at": expires_at}
+
+    async def _exchange(self, session: Session, need: Resource) -> TokenResponse:
+        subject = await self._once(f"refresh {session.grant_id}", lambda: self._subject_token(session))
+        now = self._clock()
+        request = exchange_request(
+            await self.server(),
+            await self.client(),
+            subject,
+            audience_resource=need.audience,
+            scope=need.scope,
+            now=now,
+        )
+        return process_exchange_response(await self.transport.send(request), scope=need.scope, now=now)
+
+    async def _subject_token(self, session: Session) -> Secret:
+        now = self._clock()
+        grant = await asyncio.to_thread(self._vault.grant, session.grant_id, session.principal)
+        held = None if grant is None else await asyncio.to_thread(self._vault.subject_token, grant, now)
+        if held is not None:
+            return held
+        if grant is None or grant.broken or now >= grant.expires_at:
+            raise SignInAgainError("The sign-in has ended", "Sign in again")
+        refresh_token = await asyncio.to_thread(self._vault.refresh_token, grant)
+        request = refresh_request(await self.server(), await self.client(), refresh_token, now=now)
+        try:
+            issued = process_token_response(await self.transport.send(request), now=now)
+        except OAuthError as error:
+            if error.error != "invalid_grant":
+                raise
+            return await self._after_invalid_grant(session, grant)
+        expires_at = issued.expires_at if issued.expires_at is not None else now + ASSUMED_LIFETIME
+        await asyncio.to_thread(
+            lambda: self._vault.rotate(
+                grant,
+                refresh_token=issued.refresh_token,
+                subject_token=issued.access_token,
+                subject_token_expires_at=expires_at,
+                now=now,
+            )
+        )
+        return issued.access_token
+
+    async def _after_invalid_grant(self, session: Session, sent: Grant) -> Secret:
+        """Another process may have rotated the token while ours was on its way: read again before giving up (F8)."""
+        current = await asyncio.to_thread(self._vault.grant, session.grant_id, session.principal)
+        if current is not None and current.generation != sent.generation:
+            held = await asyncio.to_thread(self._vault.subject_token, current, self._clock())
+            if held is not None:
+                return held
+        await asyncio.to_thread(self._vault.mark_broken, sent, "invalid_grant")
+        raise SignInAgainError("The issuer does not accept this sign-in any more", "Sign in again")
+
+    # -- seals -------------------------------------------------------------------------------------------------------
+
+    def seal(self, place: Place, session: Session, need: Resource, token: Secret, expires_at: float) -> str:
+        """A token for graph state; it opens for this person, thread, graph, audience and scopes only."""
+        value = json.dumps({"access_token": token.reveal(), "expires_at": expires_at})
+        return self._keys.seal(value, _context(place, session, need))
+
+    def usable(self, entry: object, now: float) -> bool:
+        """Whether graph state seems to hold a token; ``tool_call`` opens it and decides."""
+        return (
+            isinstance(entry, dict)
+            and isinstance(entry.get("sealed"), str)
+            and isinstance(entry.get("expires_at"), int | float)
+            and entry["expires_at"] > now + MARGIN
+        )
+
+    def open(self, place: Place, session: Session, need: Resource, entry: object, now: float) -> AccessToken | None:
+        """The token in a state entry, or ``None`` when it does not open here or is about to expire."""
+        if not self.usable(entry, now):
+            return None
+        assert isinstance(entry, dict)  # by usable()
+        try:
+            value = json.loads(self._keys.open(entry["sealed"], _context(place, session, need)).reveal())
+        except SealError:
+            return None
+        # The sealed expiry counts; the one beside it can be edited by clients.
+        if value["expires_at"] <= now + MARGIN:
+            return None
+        return AccessToken(Secret(value["access_token"]), need, value["expires_at"])
+
+    # -- one request in flight ---------------------------------------------------------------------------------------
+
+    async def _once(self, key: str, start: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Share one run of ``start`` among all who ask for ``key`` while it runs; cancelling one leaves the others."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(start())
+            self._flights[key] = flight
+            flight.add_done_callback(lambda task: self._landed(key, task))
+        result: _T = await asyncio.shield(flight)
+        return result
+
+    def _landed(self, key: str, task: asyncio.Task[Any]) -> None:
+        self._flights.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # retrieved here too, in case everybody who waited was cancelled
+
+
+def _context(place: Place, session: Session, need: Resource) -> Any:
+    return token_context(
+        tenant=place.tenant,
+        issuer=session.principal.issuer,
+        subject=session.principal.subject,
+        thread=place.thread,
+        graph=place.graph,
+        audience=need.audience,
+        scopes=need.scopes,
+        purpose="call",
+    )

@@ -1,0 +1,136 @@
+"""Settings, from the environment (``DEPUTIZE_…``) or given in Python. The only module that reads the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import SettingsError
+
+__all__ = ["Settings", "is_loopback", "load_settings"]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Each name is an environment variable with ``DEPUTIZE_`` before it.
+
+    Args:
+        embedded: use the embedded world (development only): issuer, client and files are then where it puts them.
+        url: the embedded world's base URL, on loopback.
+        home: the folder under which the embedded world keeps its things.
+        issuer: the OpenID provider's issuer identifier, an https URL.
+        client_id: this agent at the issuer; also the audience of the access tokens made for the agent itself.
+        client_key_file: the agent's private key, a JWK in a file of mode 0600 (``private_key_jwt``).
+        tenant: the organization; every row and seal names it.
+        data_dir: the folder of the database.
+        key_file: the key ring, outside ``data_dir``.
+        login: how a login in a conversation is asked for: ``device`` (RFC 8628) or ``browser`` (code with PKCE).
+        redirect_uri: where a browser login comes back to, on loopback (RFC 8252 §7.3).
+        visitor: everybody whom nobody named is this one visitor: for a server on your own machine, embedded world only.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="DEPUTIZE_", extra="ignore", hide_input_in_errors=True)
+
+    embedded: bool = False
+    url: str = "http://127.0.0.1:2024"
+    home: Path = Path(".deputize")
+    issuer: str = ""
+    client_id: str = ""
+    client_key_file: Path | None = None
+    tenant: str = "default"
+    data_dir: Path | None = None
+    key_file: Path | None = None
+    login: Literal["device", "browser"] = "device"
+    redirect_uri: str = "http://127.0.0.1/callback"
+    visitor: str = ""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.embedded:
+            self._embed()
+        else:
+            self._require()
+        return self
+
+    def _embed(self) -> None:
+        self.url = self.url.rstrip("/")
+        if not is_loopback(self.url):
+            raise ValueError(
+                f"DEPUTIZE_URL is {self.url}: the embedded world is served on loopback only (http://127.0.0.1:PORT)"
+            )
+        own = f"{self.url}/issuer"
+        if self.issuer not in ("", own):
+            # Attack: a configuration that lost half of itself trusts a development issuer in production (casebook G7).
+            raise ValueError("DEPUTIZE_EMBEDDED and DEPUTIZE_ISSUER contradict each other: unset one of them")
+        self.issuer = own
+        self.client_id = self.client_id or "deputize-agent"
+        self.client_key_file = self.client_key_file or self.home / "world" / "agent-client.json"
+        self.data_dir = self.data_dir or self.home / "data"
+        self.key_file = self.key_file or self.home / "keys" / "keyring.json"
+
+    def _require(self) -> None:
+        names = ("issuer", "client_id", "client_key_file", "data_dir", "key_file")
+        missing = [f"DEPUTIZE_{name.upper()}" for name in names if not getattr(self, name)]
+        if len(missing) == len(names):
+            raise ValueError(
+                "nothing is set: give DEPUTIZE_ISSUER and the others, or DEPUTIZE_EMBEDDED=1 for development"
+            )
+        if missing:
+            raise ValueError(f"missing: {', '.join(missing)}")
+        parts = urlsplit(self.issuer)
+        if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(
+                f"DEPUTIZE_ISSUER is {self.issuer!r}: an issuer is an https URL without query (RFC 8414 §2)"
+            )
+        if self.visitor:
+            raise ValueError("DEPUTIZE_VISITOR is for the embedded world only")
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+        assert self.data_dir is not None  # completed by the validator
+        return self.data_dir / "deputize.db"
+
+    @property
+    def allow_origins(self) -> tuple[str, ...]:
+        """Origins that need no https: the embedded world's own."""
+        return (self.url,) if self.embedded else ()
+
+
+def is_loopback(url: str) -> bool:
+    """Whether ``url`` is plain http on a loopback address, with a port and nothing behind it."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme != "http" or port is None or parts.path or parts.query or parts.fragment or parts.username:
+        return False
+    if parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from ``given``, then the environment.
+
+    Raises:
+        SettingsError: one line that names what is wrong and how it is spelled.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        told = str(first["msg"]).removeprefix("Value error, ")
+        name = f"DEPUTIZE_{where.upper()}: " if where else ""
+        raise SettingsError(
+            f"deputize is not configured: {name}{told}", "docs/settings.md lists every setting"
+        ) from None

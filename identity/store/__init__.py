@@ -1,0 +1,5 @@
+"""The local database: SQLite, one file, numbered migrations."""
+
+from .database import Database
+
+__all__ = ["Database"]

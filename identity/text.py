@@ -1,0 +1,36 @@
+"""Text from elsewhere, made safe to show.
+
+Terminals obey escape sequences, logs are split by line breaks, and people are misled by characters that reorder or
+hide others. What others wrote is shown with all of these spelled out (casebook B10, G5).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["printable"]
+
+# Categories that change what surrounds them: control, format (bidirectional, zero-width), surrogate, private use,
+# unassigned, and the line and paragraph separators.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def printable(text: str, *, limit: int = 200) -> str:
+    """``text`` on one line, with control, bidirectional and zero-width characters escaped, cut at ``limit`` characters.
+
+    Printable characters of any script stay as they are. The result is safe in a terminal, a log line and, after the
+    usual HTML escaping, a page.
+    """
+    if text.isascii() and text.isprintable() and len(text) <= limit:  # nearly always: skip the walk
+        return text
+    shown: list[str] = []
+    length = 0
+    for character in text:
+        hidden = unicodedata.category(character) in _HIDDEN
+        piece = character.encode("unicode_escape").decode("ascii") if hidden else character
+        length += len(piece)
+        if length > limit:
+            shown.append("…")
+            break
+        shown.append(piece)
+    return "".join(shown)
