@@ -120,7 +120,8 @@ class Identity:
         this person had not asked for.
         """
         place = self._place(graph, config)
-        await self.transport.acall(self.asking.wait, place)
+        parts = await asyncio.to_thread(self._parts)
+        await self.transport.acall(parts.asking.wait, place)
         with self._as_owner(await asyncio.to_thread(self._owner, place)):
             return await graph.ainvoke(None, config)
 
@@ -148,7 +149,8 @@ class Identity:
 
     async def poll(self) -> list[Request]:
         """One round over everything that is due; returns what has been decided and whose thread has not been woken."""
-        await self.transport.acall(self.asking.poll_due)
+        parts = await asyncio.to_thread(self._parts)
+        await self.transport.acall(parts.asking.poll_due)
         return await asyncio.to_thread(self.ledger.unwoken, self.clock())
 
     # -- parts -------------------------------------------------------------------------------------------------------

@@ -46,8 +46,11 @@ async def _rounds(identity: Identity) -> None:
             for request in await identity.poll():
                 await _wake(client, identity, request)
             wait = _ROUND
-        except (DeputizeError, OSError) as error:
+        except DeputizeError as error:
             _log.warning("The waker could not work and tries again: %s", error)
+            wait = min(wait * 2, _BACK_OFF)
+        except Exception as error:  # whatever it was: threads that wait are not left alone for good
+            _log.exception("The waker failed and tries again (%s)", type(error).__name__)
             wait = min(wait * 2, _BACK_OFF)
         await asyncio.sleep(wait)
 
