@@ -13,9 +13,12 @@ from identity import AccessToken, approval, idempotency_key, needs, resource
 __all__ = ["trading_tools"]
 
 
-def trading_tools(url: str) -> list[BaseTool]:
-    """Tools for the trading API at ``url``/trading."""
+def trading_tools(url: str, mount: httpx.AsyncBaseTransport | None = None) -> list[BaseTool]:
+    """Tools for the trading API at ``url``/trading; ``mount`` replaces the network in tests."""
     api = f"{url}/trading"
+
+    def _client(token: AccessToken | None = None) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=mount, auth=token, trust_env=False, timeout=20)
 
     @tool
     @needs(read_only=True)
@@ -48,10 +51,6 @@ def trading_tools(url: str) -> list[BaseTool]:
         return f"Bought {filled['quantity']} {filled['symbol']} at {filled['price']} (order {filled['id']})"
 
     return [get_quote, show_portfolio, buy_stock]
-
-
-def _client(token: AccessToken | None = None) -> httpx.AsyncClient:
-    return httpx.AsyncClient(auth=token, trust_env=False, timeout=20)
 
 
 def _checked(answer: httpx.Response) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -39,13 +40,23 @@ _FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x
 
 
 class World:
-    """One installation's servers, and its ASGI routes."""
+    """One installation's servers, and its ASGI routes.
 
-    def __init__(self, installation: Installation, clock: Callable[[], float] = time.time) -> None:
+    Args:
+        clock: unix seconds.
+        mount: replaces the network between its servers (an in-process ASGI application in tests).
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        clock: Callable[[], float] = time.time,
+        mount: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.installation = installation
         self.issued_tokens: list[str] = []
         self.issuer = Issuer(installation, clock, self.issued_tokens.append)
-        self.trading = Trading(installation, clock)
+        self.trading = Trading(installation, clock, mount)
 
     def routes(self) -> list[Mount | Route]:
         """``/issuer``, ``/trading``, and the metadata where RFC 8414 §3.1 puts it for an issuer with a path."""
@@ -105,11 +116,13 @@ class Running:
         url: where.
         identity: an identity layer that is a client of it.
         issued_tokens: every token value that the issuer has handed out since it was started.
+        mount: replaces the network for the people's browsers (tests).
     """
 
     url: str
     identity: Identity
     world: World
+    mount: httpx.AsyncBaseTransport | None = None
     _people: dict[str, Person] = field(default_factory=dict)
 
     @property
@@ -126,7 +139,7 @@ class Running:
             principal = Principal(
                 self.identity.settings.tenant, self.world.installation.issuer, record.subject, record.name
             )
-            self._people[username] = Person(record, principal)
+            self._people[username] = Person(record, principal, self.mount)
         return self._people[username]
 
     def orders(self) -> list[Order]:

@@ -21,12 +21,17 @@ class Person:
     """One of the world's people, with a browser of their own.
 
     A *request* is what an interrupt shows: a mapping with ``url`` and, for a login, ``code``.
+
+    Args:
+        mount: replaces the network (an in-process ASGI application in tests).
     """
 
-    def __init__(self, record: PersonRecord, principal: Principal) -> None:
+    def __init__(
+        self, record: PersonRecord, principal: Principal, mount: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self.principal = principal
         self._record = record
-        self._browser = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=20)
+        self._browser = httpx.AsyncClient(transport=mount, follow_redirects=False, trust_env=False, timeout=20)
 
     async def close(self) -> None:
         """Close the browser."""

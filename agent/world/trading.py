@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+import httpx
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -75,13 +76,16 @@ class Trading:
 
     Args:
         clock: unix seconds.
+        mount: replaces the network to the issuer (tests).
     """
 
-    def __init__(self, world: Installation, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, world: Installation, clock: Callable[[], float], mount: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self._world = world
         self._db = world.database
         self._clock = clock
-        self._transport = Transport((world.url,))
+        self._transport = Transport((world.url,), mount)
         self._jwks = JwksCache()
         self._server: ServerMetadata | None = None
 
