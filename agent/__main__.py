@@ -18,7 +18,7 @@ def main() -> int:
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
     chat = commands.add_parser("chat", help="talk to the assistant in the terminal")
     chat.add_argument("--port", type=int, default=2024, help="where the embedded world is served (default: 2024)")
-    chat.add_argument("--home", type=Path, default=Path(".deputize"), help="where it keeps its things")
+    chat.add_argument("--home", type=Path, default=Path(".deputize/chat"), help="where it keeps its things")
     chat.add_argument("--no-browser", action="store_true", help="show links and do not open them")
     part = commands.add_parser("demo-part")  # the process that the demo kills
     part.add_argument("--home", type=Path, required=True)

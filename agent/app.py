@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from agent.world import Loopback, World, install
-from identity import Identity
+from identity import DeputizeError, Identity, UsageError
 from identity.server import waking
 
-identity = Identity()
-world = World(install(identity.settings.home / "world", identity.settings.url))
+
+def _set_up() -> tuple[Identity, World]:
+    identity = Identity()
+    url, served = identity.settings.url, os.environ.get("LANGGRAPH_API_URL", "")
+    if served and urlsplit(served).port != urlsplit(url).port:
+        # ``langgraph dev`` takes another port when its own is taken; our links would lead to whoever has that one.
+        raise UsageError(
+            f"The server is at {served}, not at {url}",
+            "Its port is taken: choose another one, PORT=…; without make, set DEPUTIZE_URL too",
+        )
+    # There ``langgraph dev`` keeps conversations, as pickles: whoever can write them runs code here (casebook E14).
+    kept = Path(".langgraph_api")
+    kept.mkdir(mode=0o700, exist_ok=True)
+    kept.chmod(0o700)
+    return identity, World(install(identity.settings.home / "world", url))
+
+
+try:
+    identity, world = _set_up()
+except DeputizeError as error:  # one line; as an exception it would come with forty lines of the server's own
+    print(f"deputize: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(error.exit_code)
 
 
 @asynccontextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+import threading
+import uuid
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -47,22 +50,19 @@ class _Talk:
         self._world = world
         self._graph = graph
         self._open_browser = open_browser
-        self._config: Any = {"configurable": {"thread_id": f"chat-{world.identity.clock():.0f}"}}
+        self._config: Any = {"configurable": {"thread_id": str(uuid.uuid4())}}
 
     def greet(self, model: str) -> None:
-        say = self._console.print
-        say(f"deputize chat on the embedded world at {self._world.url} (model: {model})", markup=False)
-        say("People you can sign in as:")
+        lines = [f"deputize chat on the embedded world at {self._world.url} (model: {model})"]
+        lines.append("People you can sign in as:")
         for person in self._world.world.installation.people.values():
-            say(f"  {person.username:6}  {person.password}   {person.name}", markup=False)
-        say(_HELP)
+            lines.append(f"  {person.username:6}  {person.password}   {person.name}")
+        for line in [*lines, _HELP]:
+            self._console.print(line, markup=False, soft_wrap=True)
 
     async def run(self) -> int:
         while True:
-            try:
-                text = (await asyncio.to_thread(self._read)).strip()
-            except EOFError:
-                text = ""
+            text = (await self._line()).strip()
             if not text:
                 self._console.print("Bye.")
                 return 0
@@ -71,14 +71,31 @@ class _Talk:
             except DeputizeError as error:
                 self._console.print(f"deputize: {error}", style="red", markup=False)
 
-    def _read(self) -> str:
-        if sys.stdin.isatty():
-            return self._console.input("\nyou> ")
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        self._console.print(f"\nyou> {line.strip()}", markup=False)
-        return line
+    async def _line(self) -> str:
+        """What the person types; empty at the end. From a pipe, the lines are shown too."""
+        if not sys.stdin.isatty():
+            piped: str = await asyncio.to_thread(sys.stdin.readline)
+            if piped:
+                self._console.print(f"\nyou> {piped.strip()}", markup=False)
+            return piped
+        loop = asyncio.get_running_loop()
+        typed: asyncio.Future[str] = loop.create_future()
+
+        def hear(line: str) -> None:
+            if not typed.done():  # Ctrl-C was faster
+                typed.set_result(line)
+
+        def read() -> None:
+            try:
+                line = self._console.input("\nyou> ")
+            except EOFError:
+                line = ""
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(hear, line)
+
+        # A thread that nobody waits for: asyncio's own would hold Ctrl-C up until the next Enter.
+        threading.Thread(target=read, name="deputize-prompt", daemon=True).start()
+        return await typed
 
     async def _turn(self, text: str) -> None:
         state = await self._graph.ainvoke({"messages": [{"role": "user", "content": text}]}, self._config)

@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_UP, Decimal, InvalidOperation
+from decimal import ROUND_UP, Decimal
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -32,25 +32,40 @@ _WORDS = {
     "dozen": 12,
 }  # fmt: skip
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+|" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r")"
-_MONEY = r"(?:\$|usd\s*)?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 _SYMBOL = r"\b(" + "|".join(COMPANIES) + r")\b"
+_SHARES = r"(?:(?:shares?|stocks?)\b|of\b|" + _SYMBOL + r")"
+_MONEY = r"(?:\$|usd\s*)?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?!\w|[.,]\d)(?!\s*" + _SHARES + r")"
 
-_BUY = re.compile(r"\b(buy|purchase|get me|order)\b", re.I)
-_NOT = re.compile(
-    r"\b(don'?t|do not|never|not|shouldn'?t|should i|would you|could i|can i|what if|if i|cancel)\b", re.I
+_POLITE = (
+    r"(?:please|now|first|next|ok(?:ay)?|yes|so|just|kindly|hi|hello|hey|go ahead|let'?s|let me|help me(?: to)?"
+    r"|i(?:'d| would) like (?:you )?to|i want (?:you )?to|i'?ll|i will|(?:can|could|will) you)"
 )
+# A wish to buy begins a sentence or its part. "Did you buy", "my order of", "I own what I bought" are none.
+_BUY = re.compile(rf"\W*(?:{_POLITE}\W+)*(?:buy|purchase|order|get me)\b", re.I)
+_BUYING = re.compile(r"\b(?:buy(?:s|ing)?|bought|purchas(?:e|es|ed|ing)|order(?:s|ed|ing)?)\b", re.I)
+_NOT = re.compile(
+    r"\b(?:don'?t|do not|never|not|shouldn'?t|won'?t|can'?t|cannot|wouldn'?t|cancel|if|when|(?<!at )once|unless|until"
+    r"|without|instead|later|tomorrow|nothing|or)\b",
+    re.I,
+)
+_CONDITION = re.compile(r"\W*(?:if|when|once|unless|until|should|suppose)\b", re.I)
+_CANNOT = re.compile(r"\b(?:sell|transfer|withdraw|deposit|give away)\b", re.I)
+_NO_DOLLARS = re.compile(r"\b(?:eur|euros?|gbp|pounds?|chf|francs?|jpy|yen)\b|[€£¥]", re.I)
+_MORE = re.compile(rf"\W*-?{_NUMBER}\s+(?:more\s+)?(?:(?:shares?|stocks?)\s+(?:of|in)\s+)?{_SYMBOL}", re.I)
+_NAME = re.compile(rf"\W*{_SYMBOL}\W*", re.I)
 _QUOTE = re.compile(
-    r"\b(price|quote|quotes|trading at|cost|worth|how much|how is|how's|what(?:'s| is) .* at|check|look up)\b", re.I
+    r"\b(?:price|quotes?|trading at|costs?|worth|how much|how is|how's|what(?:'s| is) .* at|check|look up)\b", re.I
 )
 _PORTFOLIO = re.compile(
-    r"\b(portfolio|holdings|positions|(?:my|our) (?:stocks|shares)|what do i (?:own|have|hold))\b", re.I
+    r"\b(?:portfolio|holdings|positions|(?:my|our) (?:stocks|shares)|do i (?:still )?(?:own|have|hold))\b", re.I
 )
-_WHO = re.compile(r"\b(who are you|what are you|what can you do|help|hello|hi|hey)\b", re.I)
+_LEAVE = re.compile(r"\b(?:don'?t|do not|never|no need to) (?:\w+ )?(?:show|list|quote|check|look|tell|give)\b", re.I)
+_WHO = re.compile(r"\b(?:who are you|what are you|what can you do|help|hello|hi|hey)\b", re.I)
 _LIMIT = re.compile(
-    r"(?:\bat(?: or below| most)?|\blimit(?: of)?|\bfor(?: no more than| at most| up to)?|\bunder|\bbelow"
-    r"|\bmax(?:imum)?(?: of)?|@)\s*" + _MONEY + r"(?!\s*(?:shares|stocks))",
+    r"(?:\bat or below|\bat most|\b(?:(?:at|for) )?(?:no|not) (?:more|higher) than|\bnot (?:above|over)|\b(?:for )?up to"
+    r"|\bfor at most|\bat|\bfor|\bunder|\bbelow|\blimit(?: of)?|\bmax(?:imum)?(?: of)?|@)\s*" + _MONEY,
     re.I,
-)  # fmt: skip
+)
 _QUANTITY = re.compile(r"(?<![\w.$])(-?" + _NUMBER + r")(?![\w.])", re.I)
 
 _ABOUT = (
@@ -104,7 +119,7 @@ class OfflineModel(BaseChatModel):
         if asked is None:
             return AIMessage(_ABOUT)
         text, since = str(messages[asked].text), messages[asked + 1 :]
-        wishes = [wish for wish in _wishes(text) if not wish.tool or wish.tool in self.bound or not self.bound]
+        wishes = [w if not w.tool or w.tool in self.bound else _NO_TOOL for w in _wishes(text)]
         called = [call for m in since if isinstance(m, AIMessage) for call in m.tool_calls]
         results = {m.tool_call_id: m for m in since if isinstance(m, ToolMessage)}
         if not wishes:
@@ -118,7 +133,7 @@ class OfflineModel(BaseChatModel):
             step = _next_step(wish, prices, seen)
             if step is not None and step not in due:
                 due.append(step)
-        if due and self.bound:
+        if due:
             return AIMessage("", tool_calls=[wish.call() for wish in due])
         return AIMessage(_told(wishes, called, results))
 
@@ -143,14 +158,14 @@ def _prices(called: Sequence[Any], results: dict[str, ToolMessage]) -> dict[str,
     for call in called:
         answer = results.get(call["id"])
         if call["name"] == "get_quote" and answer is not None and answer.status == "success":
-            price = re.search(r"(\d+(?:\.\d+)?)", str(answer.text).partition(":")[2])
+            price = re.match(r"\s*(\d{1,9}(?:\.\d{1,9})?)(?![\w.])", str(answer.text).partition(":")[2])
             if price:
                 found[call["args"]["symbol"]] = Decimal(price[1])
     return found
 
 
 def _told(wishes: Sequence[_Wish], called: Sequence[Any], results: dict[str, ToolMessage]) -> str:
-    lines = [wish.question for wish in wishes if wish.question]
+    lines = list(dict.fromkeys(wish.question for wish in wishes if wish.question))
     for call in called:
         answer = results.get(call["id"])
         if answer is None:
@@ -172,29 +187,63 @@ _SUBJECTS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def _wishes(text: str) -> list[_Wish]:
-    """The requests in a message, in order."""
+    """The requests in a message, in order. What is not understood is said, and never guessed into an order."""
     found: list[_Wish] = []
     kind: Callable[[str], list[_Wish]] | None = None
+    unread: list[str] = []  # names of stocks, before it is known what about them: "What are ACME and HALO worth?"
     # Never split inside a number: "1,000" and "98.40" hold a comma and a point.
-    for part in re.split(r"[.;!?\n]+(?=\s|$)|,(?!\d{3}\b)|\b(?:and|then|also|plus|as well as)\b", text):
-        if not part.strip():
-            continue
-        if _BUY.search(part) and _NOT.search(part):
-            found.append(_Wish(question="I only buy when you tell me to, so I bought nothing."))
-            kind = None  # what follows "don't buy ACME and" is not bought either
-            continue
-        if _BUY.search(part):
-            kind = _buys
-        elif _PORTFOLIO.search(part):
-            kind = _portfolio
-        elif _QUOTE.search(part):
-            kind = _quotes
-        elif kind is None or not re.search(_SYMBOL, part, re.I):
-            continue  # "please", "thanks": nothing on its own; "and NOVA" goes on with the kind before it
-        found += [wish for wish in kind(part) if wish not in found]
-    if not found and re.fullmatch(r"\s*(?:\$?\s*)" + _SYMBOL + r"\s*\??\s*", text, re.I):
-        found = _quotes(text)
+    for sentence in re.split(r"[.;!?]+(?=\s|$)|\n+", text):
+        negated = False
+        kind = None if kind is _buys else kind
+        for part in re.split(r",(?!\d)|(?=\bbut\b)|\b(?:and|then|also|plus|as well as)\b", sentence, flags=re.I):
+            told = re.sub(r"^but\b", "", part, flags=re.I)
+            negated = (negated and told == part) or bool(_CONDITION.match(told))
+            asked, kind, unclear = _understood(told, kind, negated=negated)
+            negated = negated or asked == [_NOT_BOUGHT]
+            if unclear:
+                unread.append(part)
+                continue
+            if kind is _quotes:
+                asked = [wish for name in unread for wish in _quotes(name)] + asked
+                unread.clear()
+            found += [wish for wish in asked if wish not in found]
+    if not found and unread and all(_NAME.fullmatch(part) for part in unread):
+        return _quotes(text)
+    if found and unread:
+        found.append(_Wish(question=f"I did not understand: {'; '.join(part.strip() for part in unread)}"))
     return found
+
+
+def _understood(
+    part: str, kind: Callable[[str], list[_Wish]] | None, *, negated: bool
+) -> tuple[list[_Wish], Callable[[str], list[_Wish]] | None, bool]:
+    """A part's requests, the kind that the next part may go on with, and whether it names stocks for no known reason."""
+    reads = _portfolio if _PORTFOLIO.search(part) else _quotes if _QUOTE.search(part) else None
+    names_stock = bool(re.search(_SYMBOL, part, re.I))
+    if _CANNOT.search(part):
+        return [_Wish(question="I can quote, show the portfolio and buy; I cannot do that.")], None, False
+    if _BUY.match(part) and not (reads and not re.match(r".*\b(?:buy|purchase|order)\b", part, re.I)):
+        if negated or _NOT.search(_LIMIT.sub("", part)):
+            return [_NOT_BOUGHT], None, False
+        wishes = _buys(part)
+        # A question ends the chain: "one hundred and fifty ACME" must not become fifty.
+        return wishes, None if any(wish.question for wish in wishes) else _buys, False
+    if reads is not None:
+        if _LEAVE.search(part):
+            return [_Wish(question="Then I leave that.")], None, False
+        return reads(part), reads, False
+    if _BUYING.search(part):
+        return [_NOT_BOUGHT], None, False
+    if names_stock and kind is _quotes:
+        return _quotes(part), kind, False
+    if names_stock and kind is _buys and (_MORE.match(part) or _NAME.fullmatch(part)):
+        wishes = _buys(part)
+        return wishes, None if any(wish.question for wish in wishes) else _buys, False
+    return [], kind, names_stock and not negated
+
+
+_NO_TOOL = _Wish(question="I was given no tool for that.")
+_NOT_BOUGHT = _Wish(question="I only buy when you tell me to, at once and plainly, so I bought nothing.")
 
 
 def _symbols(part: str) -> list[str]:
@@ -216,21 +265,21 @@ def _buys(part: str) -> list[_Wish]:
     symbols = _symbols(part)
     if len(symbols) != 1:
         return [_Wish(question="Which stock should I buy? I know ACME, NOVA, ORBT and HALO.")]
+    if _NO_DOLLARS.search(part):
+        return [_Wish(question="What is the limit in US dollars?")]
     limit = _LIMIT.search(part)
     rest = part[: limit.start()] + part[limit.end() :] if limit else part
-    quantities = [_count(number) for number in _QUANTITY.findall(rest)]
-    exact = [count for count in quantities if count is not None]
-    if len(exact) > 1:  # "a share" beside "5": articles are no second quantity
-        exact = [c for c, n in zip(exact, _QUANTITY.findall(rest), strict=False) if n.lower() not in ("a", "an")]
-    if len(exact) != 1 or exact[0] <= 0:
-        return [_Wish(question=f"How many shares of {symbols[0]} should I buy?")]
-    arguments = (("symbol", symbols[0]), ("quantity", exact[0]))
+    numbers = _QUANTITY.findall(rest)
+    if len(numbers) > 1:  # "a share" beside "5": articles are no second quantity
+        numbers = [number for number in numbers if number.lower() not in ("a", "an")]
+    quantity = _count(numbers[0]) if len(numbers) == 1 else None
+    if quantity is None or quantity <= 0 or re.search(r"\d", _QUANTITY.sub("", rest)):
+        # Also when a number is left over: "at 98,40", "at 100k", "at 9:30" are not guessed at.
+        return [_Wish(question=f"How many shares of {symbols[0]} should I buy, and at what limit?")]
+    arguments = (("symbol", symbols[0]), ("quantity", quantity))
     if limit is None:
         return [_Wish("buy_stock", arguments, needs_price=symbols[0])]
-    try:
-        bound = Decimal(limit[1].replace(",", ""))
-    except InvalidOperation:
-        bound = Decimal(0)
+    bound = Decimal(limit[1].replace(",", ""))
     if bound <= 0:
         return [_Wish(question="The limit has to be a positive amount.")]
     return [_Wish("buy_stock", (*arguments, ("limit", str(bound))))]

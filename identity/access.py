@@ -36,11 +36,7 @@ class AccessToken(httpx.Auth):
         self.expires_at = expires_at
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        try:
-            origin = origin_of(str(request.url))
-        except NeedsError:
-            origin = ""
-        if origin not in self.resource.origins:
+        if _origin(request.url) not in self.resource.origins:
             # Attack: a model, a tool's argument or a "next page" link names a host, and the token follows.
             raise GateError(
                 f"The token for {self.resource.audience} was about to be sent to {request.url.host!r}",
@@ -59,3 +55,11 @@ class AccessToken(httpx.Auth):
 
     def __reduce_ex__(self, protocol: object) -> str:
         raise GateError("An access token cannot be pickled or copied", "Pass it on as it is", code="secret")
+
+
+def _origin(url: httpx.URL) -> str:
+    """Where httpx will connect: its own reading of the URL's parts, since two parsers can read one text differently."""
+    try:
+        return "" if url.userinfo else origin_of(f"{url.scheme}://{url.netloc.decode('ascii')}")
+    except NeedsError:
+        return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from typing import Any
 
 from .broker import ASSUMED_LIFETIME, Broker
 from .canonical import canonical, digest
-from .errors import DeputizeError, OAuthError, ProtocolError, RefusedError, TokenError, TransportError, UsageError
+from .errors import (
+    DeputizeError,
+    OAuthError,
+    ProtocolError,
+    RefusedError,
+    SealError,
+    TokenError,
+    TransportError,
+    UsageError,
+)
 from .ledger import Ledger, Request
 from .needs import Approval, Resource
 from .oauth.authorization import (
@@ -37,10 +47,10 @@ from .oauth.jwt import key_id, validate_id_token
 from .oauth.pkce import Pkce
 from .oauth.rar import require_granted
 from .oauth.tokens import TokenResponse, process_token_response
-from .oauth.wire import Response
 from .principal import Caller, Principal
 from .secret import Secret
 from .sessions import Place, Session, Sessions
+from .transport import DEADLINE
 from .vault import Vault
 
 __all__ = ["APPROVAL_LIFETIME", "Asking", "Call", "binding_digest"]
@@ -51,9 +61,11 @@ APPROVAL_LIFETIME = 300
 SESSION_LIFETIME = 8 * 3600.0
 """Seconds after which a sign-in ends, however much it was used."""
 
+_log = logging.getLogger("deputize")
+
 _BINDING_VERSION = 1
 _POLICY_VERSION = "tools/1"
-_LEASE = 30.0
+_LEASE = 3 * DEADLINE  # one poll sends three requests at most: metadata, keys, and its own
 _BACK_OFF_LIMIT = 60.0
 
 
@@ -131,20 +143,33 @@ class Asking:
         self._redirect_uri = redirect_uri
         self._clock = clock
         self._pause = pause
+        self._polls: set[asyncio.Task[bool]] = set()
 
     # -- asking (on the I/O thread) ----------------------------------------------------------------------------------
 
     async def login(
         self, place: Place, caller: Caller | None, message_id: str, scopes: Iterable[str]
     ) -> Request | None:
-        """Ask the caller to sign in, or return ``None`` when a live sign-in of this very caller serves this thread too."""
+        """Ask the caller to sign in, or return ``None`` when a live sign-in of this very caller serves this thread too.
+
+        Raises:
+            RefusedError: the thread is somebody else's, or the caller is of another tenant or issuer.
+        """
         now = self._clock()
-        owner = caller.key if caller else ""
+        if isinstance(caller, Principal) and (caller.tenant, caller.issuer) != (self._tenant, self._broker.issuer):
+            # What the one vouched for is no sign-in at the other, and the other never sees its tokens (casebook G10).
+            raise RefusedError(
+                "The caller is of another organization or issuer than this deployment",
+                "Say who is calling with a principal of its own",
+                code="foreign_principal",
+            )
+        owner, scopes = caller.key if caller else "", set(scopes)
         taken = await asyncio.to_thread(self._sessions.of, place)
         if taken is not None:
             taken.require(caller)
         if isinstance(caller, Principal):
-            grant = await asyncio.to_thread(self._vault.live_grant, caller, now)
+            # One that was made for less, at the terminal say, would have every exchange refused.
+            grant = await asyncio.to_thread(self._vault.live_grant, caller, now, scopes)
             if grant is not None:
                 await asyncio.to_thread(
                     lambda: self._sessions.start(
@@ -153,9 +178,11 @@ class Asking:
                 )
                 return None
         pending = await asyncio.to_thread(self._ledger.pending_login, place, owner)
-        if pending is not None:
+        if pending is not None and now < pending.expires_at:
             return pending
-        scope = " ".join(["openid", "profile", "offline_access", *sorted(set(scopes))])
+        if pending is not None:  # nobody was there to notice; its link leads nowhere any more
+            await self._end(pending, "expired")
+        scope = " ".join(["openid", "profile", "offline_access", *sorted(scopes)])
         if self._login == "browser":
             asked = await self._browser_login(scope)
         else:
@@ -181,7 +208,7 @@ class Asking:
             "url": device.verification_uri,
             "code": device.user_code,
             "payload": {"scope": scope},
-            "handle": {"device_code": device.device_code.reveal()},
+            "handle": {"issuer": server.issuer, "device_code": device.device_code.reveal()},
             "interval": device.interval,
             "expires_at": device.expires_at,
         }
@@ -195,6 +222,7 @@ class Asking:
             "digest": _state_digest(attempt.state),
             "payload": {"scope": scope},
             "handle": {
+                "issuer": attempt.issuer,
                 "state": attempt.state.reveal(),
                 "nonce": attempt.nonce.reveal(),
                 "verifier": attempt.pkce.verifier.reveal(),
@@ -257,7 +285,7 @@ class Asking:
                     "scope": scope,
                     "authorization_details": details,
                 },
-                handle={"auth_req_id": opened.auth_req_id.reveal()},
+                handle={"issuer": server.issuer, "auth_req_id": opened.auth_req_id.reveal()},
                 interval=opened.interval,
                 expires_at=min(opened.expires_at, float(expires_at)),
                 now=now,
@@ -279,20 +307,42 @@ class Asking:
                 decided = await asyncio.gather(*(self.poll(request) for request in due))
                 if any(decided):
                     return
+            # What is due still has just been polled: here, by another process, or by one that died and left its lease.
             soonest = min(min(r.next_poll_at, r.expires_at) for r in pending)
-            await self._pause(min(max(soonest - self._clock(), 0.1), 1.0))
+            await self._pause(1.0 if due else min(max(soonest - now, 0.1), 1.0))
 
     async def poll_due(self) -> list[Request]:
-        """One round over everything that is due: the requests that were decided in it."""
-        due = await asyncio.to_thread(self._ledger.due, self._clock())
-        decided = await asyncio.gather(*(self.poll(request) for request in due))
-        return [request for request, done in zip(due, decided, strict=True) if done]
+        """One round over everything that is due: the requests that were decided in it.
+
+        One that cannot be polled, whatever the reason, does not keep the others waiting.
+        """
+        due = await asyncio.to_thread(self._ledger.due, self._tenant, self._clock())
+        results = await asyncio.gather(*(self.poll(request) for request in due), return_exceptions=True)
+        for request, result in zip(due, results, strict=True):
+            if isinstance(result, DeputizeError):
+                _log.error("Request %s cannot be polled: %s", request.short_id, result)
+            elif isinstance(result, Exception):
+                _log.error("Request %s cannot be polled (%s)", request.short_id, type(result).__name__, exc_info=result)
+        return [request for request, result in zip(due, results, strict=True) if result is True]
 
     async def poll(self, request: Request) -> bool:
-        """Ask once how a pending request stands. True when this call decided it; passing failures leave it pending."""
+        """Ask once how a pending request stands. True when this call decided it; passing failures leave it pending.
+
+        Whoever waits for it may be cancelled; the poll is not: an approval that is being redeemed would be lost.
+        """
+        poll = asyncio.get_running_loop().create_task(self._poll(request))
+        self._polls.add(poll)
+        poll.add_done_callback(self._polls.discard)
+        return await asyncio.shield(poll)
+
+    async def _poll(self, request: Request) -> bool:
         now = self._clock()
         if not await asyncio.to_thread(self._ledger.lease, request, now + _LEASE, now):
             return False
+        if (
+            now >= request.expires_at + _LEASE
+        ):  # nobody was there to ask, or asking failed each time: it ends all the same
+            return await self._end(request, "expired")
         try:
             return await self._poll_leased(request, now)
         except TransportError as error:
@@ -300,8 +350,9 @@ class Asking:
             wait = max(min(request.interval * 2, _BACK_OFF_LIMIT), error.retry_after or 0.0)
             if now >= request.expires_at:
                 return await self._end(request, "expired")
+            again = min(now + wait, request.expires_at)  # however long it is told to wait, it is told when it is over
             await asyncio.to_thread(
-                lambda: self._ledger.postpone(request, interval=request.interval, next_poll_at=now + wait)
+                lambda: self._ledger.postpone(request, interval=request.interval, next_poll_at=again)
             )
             return False
         except OAuthError as error:
@@ -310,16 +361,20 @@ class Asking:
                     return await self._end(request, "denied", "The person who was asked declined.")
                 case "expired_token":
                     return await self._end(request, "expired")
+                case "invalid_grant" if now >= request.expires_at:  # servers forget what has run out
+                    return await self._end(request, "expired")
                 case _:
                     return await self._end(
                         request, "denied", f"The authorization server ended the request: {error.error}."
                     )
-        except (ProtocolError, TokenError, RefusedError) as error:
-            # What came back is not what was asked for: nothing of it is used (casebook B16).
+        except (ProtocolError, TokenError, RefusedError, SealError) as error:
+            # What came back is not what was asked for (casebook B16), or the row is not what was stored (F1): nothing of
+            # it is used, and nobody waits for it.
             return await self._end(request, "denied", str(error))
 
     async def _poll_leased(self, request: Request, now: float) -> bool:
         handle = await asyncio.to_thread(self._ledger.handle, request)
+        self._require_own(handle)
         server, client = await self._broker.server(), await self._broker.client()
         if "auth_req_id" in handle:
             message = ciba_token_request(server, client, Secret(handle["auth_req_id"]), now=now)
@@ -332,6 +387,7 @@ class Asking:
                 lambda: self._ledger.postpone(request, interval=request.interval, next_poll_at=request.expires_at)
             )
             return False
+        await self._broker.have_keys()
         answer = process_poll_response(await self._broker.transport.send(message), interval=request.interval, now=now)
         if isinstance(answer, TokenResponse):
             if request.kind == "approval":
@@ -343,6 +399,11 @@ class Asking:
             lambda: self._ledger.postpone(request, interval=answer.interval, next_poll_at=now + answer.interval)
         )
         return False
+
+    def _require_own(self, handle: Mapping[str, Any]) -> None:
+        if handle["issuer"] != self._broker.issuer:
+            # Attack: a deployment that changed its issuer would hand the old one's handles to the new one.
+            raise RefusedError("This was asked at another issuer than the one that is used now", "Ask again")
 
     async def _approved(self, request: Request, answer: TokenResponse, now: float) -> bool:
         payload = await asyncio.to_thread(self._ledger.payload, request)
@@ -372,18 +433,22 @@ class Asking:
                 "The sign-in brought no refresh token", "Allow offline_access to this client at the issuer"
             )
         principal = Principal(self._tenant, self._broker.issuer, claims.subject, claims.name or "")
-        refresh_token, scope = answer.refresh_token, answer.scope or ""
+        refresh_token = answer.refresh_token
 
         def record() -> bool:
-            expires_at = now + SESSION_LIFETIME
+            expires_at, scope = now + SESSION_LIFETIME, self._ledger.payload(request)["scope"]
             grant = self._vault.store_grant(
                 principal, refresh_token=refresh_token, scope=scope, expires_at=expires_at, now=now
             )
             # A visitor keeps what the visitor began; what nobody began belongs to the person who signed in.
             owner = request.owner or principal.key
-            session = self._sessions.start(
-                request.place, principal, owner=owner, grant_id=grant.id, expires_at=expires_at, now=now
-            )
+            try:
+                session = self._sessions.start(
+                    request.place, principal, owner=owner, grant_id=grant.id, expires_at=expires_at, now=now
+                )
+            except RefusedError:
+                self._vault.delete(grant)  # a sign-in that was refused leaves nothing to be used elsewhere
+                raise
             if self._ledger.decide(request, "approved", evidence={"session": session.id}, now=now):
                 return True
             self._sessions.end(session, now)
@@ -429,6 +494,7 @@ class Asking:
         if request is None or now >= request.expires_at:
             raise UsageError("This sign-in link is unknown, used or expired", "Start again from the conversation")
         handle = await asyncio.to_thread(self._ledger.handle, request)
+        self._require_own(handle)
         server, client = await self._broker.server(), await self._broker.client()
         nonce = Secret(handle["nonce"])
         attempt = AuthorizationAttempt(
@@ -437,15 +503,19 @@ class Asking:
             nonce=nonce,
             pkce=Pkce.restore(Secret(handle["verifier"])),
             redirect_uri=handle["redirect_uri"],
-            issuer=self._broker.issuer,
+            issuer=handle["issuer"],
         )
         try:
             code = process_authorization_response(server, attempt, parameters)
         except OAuthError as error:
             await self._end(request, "denied", f"The sign-in ended: {error.error}.")
             raise
-        answer: Response = await self._broker.transport.send(code_request(server, client, code, now=now))
+        await self._broker.have_keys()
+        if not await asyncio.to_thread(self._ledger.lease, request, now + _LEASE, now):
+            # A browser that opens the redirect twice at once: a code that comes twice revokes what it brought (A4).
+            raise UsageError("This sign-in link is unknown, used or expired", "Start again from the conversation")
         try:
+            answer = await self._broker.transport.send(code_request(server, client, code, now=now))
             await self._signed_in(request, process_token_response(answer, now=now), now, nonce)
         except DeputizeError as error:
             await self._end(request, "denied", str(error))
@@ -468,5 +538,5 @@ def _comparison_code() -> str:
 
 
 def _state_digest(state: Secret) -> str:
-    """Finds a login by its ``state`` without keeping that in a column."""
-    return hashlib.sha256(state.reveal().encode()).hexdigest()
+    """Finds a login by its ``state``: an index of digests tells nobody by its timing how much of a guess is right."""
+    return hashlib.sha256(state.reveal().encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,6 +8,7 @@ of any event loop share one request in flight: fifty threads of one person cause
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -19,14 +20,22 @@ from .oauth.client import Client
 from .oauth.exchange import exchange_request, process_exchange_response
 from .oauth.jwt import JwksCache, KeySet, NeedsFetch, jwks_request
 from .oauth.metadata import ServerMetadata, metadata_request, process_metadata_response
-from .oauth.tokens import TokenResponse, client_credentials_request, process_token_response, refresh_request
-from .sealing import StateKeys, token_context
+from .oauth.tokens import (
+    TokenResponse,
+    client_credentials_request,
+    process_revocation_response,
+    process_token_response,
+    refresh_request,
+    revocation_request,
+)
+from .principal import Principal
+from .sealing import Context, StateKeys, token_context
 from .secret import Secret
 from .sessions import Place, Session
 from .transport import Transport
 from .vault import Grant, Vault
 
-__all__ = ["ASSUMED_LIFETIME", "Broker", "SignInAgainError"]
+__all__ = ["ASSUMED_LIFETIME", "Broker", "SignInAgainError", "check_credential"]
 
 _T = TypeVar("_T")
 
@@ -37,6 +46,7 @@ MARGIN = 15.0
 """A token with less than this many seconds left is not started with."""
 
 _METADATA_LIFETIME = 3600.0
+_METADATA_RETRY = 60.0
 
 
 class SignInAgainError(RefusedError):
@@ -73,18 +83,20 @@ class Broker:
         self._server: ServerMetadata | None = None
         self._server_until = 0.0
         self._jwks = JwksCache()
+        self._have_keys = False
         self._flights: dict[str, asyncio.Task[Any]] = {}
 
     # -- the issuer (on the I/O thread) ------------------------------------------------------------------------------
 
     async def server(self) -> ServerMetadata:
-        """The issuer's metadata, fetched once an hour; the last good copy serves while it is unreachable."""
+        """The issuer's metadata, fetched once an hour; the last good copy serves while it cannot be had."""
         if self._server is None or self._clock() >= self._server_until:
             try:
                 self._server = await self._once("metadata", self._discover)
             except DeputizeError:
                 if self._server is None:
                     raise
+                self._server_until = self._clock() + _METADATA_RETRY  # not before every single request of an outage
         return self._server
 
     async def _discover(self) -> ServerMetadata:
@@ -105,26 +117,19 @@ class Broker:
         Raises:
             OAuthError: ``invalid_client``: it does not know the agent, or not by this key.
         """
-        server, now = await self.server(), self._clock()
-        request = client_credentials_request(server, await self.client(), scope="", now=now)
-        try:
-            process_token_response(await self.transport.send(request), now=now)
-        except OAuthError as error:
-            if error.error in ("invalid_client", "invalid_request"):
-                raise OAuthError(
-                    error.error,
-                    error.description,
-                    status=error.status,
-                    hint="Register DEPUTIZE_CLIENT_ID there with the public part of DEPUTIZE_CLIENT_KEY_FILE",
-                ) from None
-            # unauthorized_client and the like: the credential was accepted, the grant is not meant for it
+        server = await self.server()
+        await check_credential(self.transport, server, await self.client(), self._clock())
         return server
 
     async def keys(self, kid: str | None) -> KeySet:
         """The issuer's public keys, fetched when ``kid`` is unknown and the cool-down allows it (casebook A10, A11)."""
         found = self._jwks.lookup(kid, self._clock())
         if isinstance(found, NeedsFetch):
-            await self._once("jwks", self._fetch_keys)
+            try:
+                await self._once("jwks", self._fetch_keys)
+            except DeputizeError:
+                if not self._jwks.serves(kid, self._clock()):
+                    raise
             found = self._jwks.lookup(kid, self._clock())
         if isinstance(found, NeedsFetch):
             raise ProtocolError(
@@ -132,11 +137,18 @@ class Broker:
             )
         return found
 
+    async def have_keys(self) -> None:
+        """Fetch the issuer's keys if there never were any: before something is redeemed that is redeemed once, and whose
+        answer cannot be believed without them."""
+        if not self._have_keys:
+            await self._once("jwks", self._fetch_keys)
+
     async def _fetch_keys(self) -> None:
         server = await self.server()
         try:
             answer = await self.transport.send(jwks_request(server))
             self._jwks.store(answer, self._clock())
+            self._have_keys = True
         except DeputizeError:
             self._jwks.failed(self._clock())
             raise
@@ -149,11 +161,18 @@ class Broker:
         Returns what graph state keeps: ``{"sealed": …, "expires_at": unix seconds}``.
 
         Raises:
-            SignInAgainError: the session's grant is spent; the session should end.
+            SignInAgainError: the session's grant is spent, or does not open; the session should end.
             OAuthError, ProtocolError, TransportError: the issuer refused, misbehaved, or did not answer.
         """
         issued = await self._once(f"exchange {session.grant_id} {need.key}", lambda: self._exchange(session, need))
-        expires_at = issued.expires_at if issued.expires_at is not None else self._clock() + ASSUMED_LIFETIME
+        now = self._clock()
+        expires_at = issued.expires_at if issued.expires_at is not None else now + ASSUMED_LIFETIME
+        if expires_at <= now + MARGIN:
+            # Nothing would be started with it, so the next look would want another one, and so on (casebook F9).
+            raise ProtocolError(
+                f"{self.issuer} gave a token for {need.audience} that lives {max(expires_at - now, 0):.0f} seconds",
+                f"Have its tokens live longer than {MARGIN:.0f} seconds",
+            )
         return {"sealed": self.seal(place, session, need, issued.access_token, expires_at), "expires_at": expires_at}
 
     async def _exchange(self, session: Session, need: Resource) -> TokenResponse:
@@ -170,15 +189,14 @@ class Broker:
         return process_exchange_response(await self.transport.send(request), scope=need.scope, now=now)
 
     async def _subject_token(self, session: Session) -> Secret:
+        if session.principal.issuer != self.issuer:
+            # Attack: a deployment that changed its issuer would hand the old one's refresh tokens to the new one.
+            raise SignInAgainError("The sign-in was at another issuer", "Sign in again")
         now = self._clock()
-        grant = await asyncio.to_thread(self._vault.grant, session.grant_id, session.principal)
-        held = None if grant is None else await asyncio.to_thread(self._vault.subject_token, grant, now)
-        if held is not None:
-            return held
-        if grant is None or grant.broken or now >= grant.expires_at:
-            raise SignInAgainError("The sign-in has ended", "Sign in again")
-        refresh_token = await asyncio.to_thread(self._vault.refresh_token, grant)
-        request = refresh_request(await self.server(), await self.client(), refresh_token, now=now)
+        grant, token, serves = await asyncio.to_thread(self._held, session, now)
+        if serves:
+            return token
+        request = refresh_request(await self.server(), await self.client(), token, now=now)
         try:
             issued = process_token_response(await self.transport.send(request), now=now)
         except OAuthError as error:
@@ -197,22 +215,52 @@ class Broker:
         )
         return issued.access_token
 
+    def _held(self, session: Session, now: float) -> tuple[Grant, Secret, bool]:
+        """The session's grant, with its subject token while that serves (``True``), else its refresh token: one trip to a
+        thread for all of it."""
+        grant = self._vault.grant(session.grant_id, session.principal)
+        if grant is None or grant.broken or now >= grant.expires_at:
+            raise SignInAgainError("The sign-in has ended", "Sign in again")
+        try:
+            subject_token = self._vault.subject_token(grant, now)
+            if subject_token is not None:
+                return grant, subject_token, True
+            return grant, self._vault.refresh_token(grant), False
+        except SealError as error:
+            # It will never open again, and while it counted as a live sign-in nobody would be asked for another one.
+            self._vault.mark_broken(grant, error.code)
+            raise SignInAgainError("The stored sign-in does not open any more", "Sign in again") from None
+
     async def _after_invalid_grant(self, session: Session, sent: Grant) -> Secret:
         """Another process may have rotated the token while ours was on its way: read again before giving up (F8)."""
         current = await asyncio.to_thread(self._vault.grant, session.grant_id, session.principal)
         if current is not None and current.generation != sent.generation:
-            held = await asyncio.to_thread(self._vault.subject_token, current, self._clock())
-            if held is not None:
-                return held
+            return await self._subject_token(session)
         await asyncio.to_thread(self._vault.mark_broken, sent, "invalid_grant")
         raise SignInAgainError("The issuer does not accept this sign-in any more", "Sign in again")
+
+    async def revoke(self, grant: Grant) -> None:
+        """Have the issuer forget a person's grant (RFC 7009 §2.1: a refresh token takes its whole grant with it).
+
+        Raises:
+            ProtocolError: the issuer has no revocation endpoint.
+            OAuthError, TransportError: it refused, or did not answer.
+            SealError: the stored token does not open any more.
+        """
+        if grant.principal.issuer != self.issuer:
+            # Attack: a deployment that changed its issuer would hand the old one's tokens to the new one.
+            raise ProtocolError(f"The sign-in is one at {grant.principal.issuer}", "Have it revoked there")
+        token = await asyncio.to_thread(self._vault.refresh_token, grant)
+        server, client = await self.server(), await self.client()
+        request = revocation_request(server, client, token, hint="refresh_token", now=self._clock())
+        process_revocation_response(await self.transport.send(request))
 
     # -- seals -------------------------------------------------------------------------------------------------------
 
     def seal(self, place: Place, session: Session, need: Resource, token: Secret, expires_at: float) -> str:
         """A token for graph state; it opens for this person, thread, graph, audience and scopes only."""
         value = json.dumps({"access_token": token.reveal(), "expires_at": expires_at})
-        return self._keys.seal(value, _context(place, session, need))
+        return self._keys.seal(value, _context(place, session.principal, need))
 
     def usable(self, entry: object, now: float) -> bool:
         """Whether graph state seems to hold a token; ``tool_call`` opens it and decides."""
@@ -229,7 +277,7 @@ class Broker:
             return None
         assert isinstance(entry, dict)  # by usable()
         try:
-            value = json.loads(self._keys.open(entry["sealed"], _context(place, session, need)).reveal())
+            value = json.loads(self._keys.open(entry["sealed"], _context(place, session.principal, need)).reveal())
         except SealError:
             return None
         # The sealed expiry counts; the one beside it can be edited by clients.
@@ -255,11 +303,33 @@ class Broker:
             task.exception()  # retrieved here too, in case everybody who waited was cancelled
 
 
-def _context(place: Place, session: Session, need: Resource) -> Any:
+async def check_credential(transport: Transport, server: ServerMetadata, client: Client, now: float) -> None:
+    """Whether a server accepts a client's credential. Runs on the I/O thread.
+
+    Raises:
+        OAuthError: ``invalid_client``: it does not know the client, or not by this key.
+    """
+    request = client_credentials_request(server, client, scope="", now=now)
+    try:
+        process_token_response(await transport.send(request), now=now)
+    except OAuthError as error:
+        if error.error == "invalid_client":
+            raise OAuthError(
+                error.error,
+                error.description,
+                status=error.status,
+                hint="Register DEPUTIZE_CLIENT_ID there with the public part of DEPUTIZE_CLIENT_KEY_FILE",
+            ) from None
+        # unauthorized_client, or invalid_request at some servers: the credential was accepted, the grant is not for it
+
+
+@functools.lru_cache(maxsize=4096)
+def _context(place: Place, principal: Principal, need: Resource) -> Context:
+    """Where a token belongs. Kept, since each turn asks for the same ones several times."""
     return token_context(
         tenant=place.tenant,
-        issuer=session.principal.issuer,
-        subject=session.principal.subject,
+        issuer=principal.issuer,
+        subject=principal.subject,
         thread=place.thread,
         graph=place.graph,
         audience=need.audience,

@@ -27,6 +27,7 @@ __all__ = ["canonical", "digest", "normalized"]
 
 _SAFE_INTEGER = 2**53 - 1
 _DEPTH = 32
+_DIGITS = 1_000
 
 
 def canonical(value: Any) -> bytes:
@@ -53,21 +54,25 @@ def normalized(value: Any, where: str = "value", depth: int = 0) -> Any:
         case Enum():
             return normalized(value.value, where, depth + 1)
         case str():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise UsageError(f"{where} is not valid Unicode", "Pass text without lone surrogates") from None
-            return str(value)
+            return _unicode(value, where)
         case int():
-            return int(value) if abs(value) <= _SAFE_INTEGER else str(value)
+            if abs(value) <= _SAFE_INTEGER:
+                return int(value)
+            if value.bit_length() > _DIGITS * 3:
+                raise UsageError(f"{where} is a number of more than {_DIGITS} digits", "Pass a smaller number")
+            return str(int(value))
         case Decimal():
             if not value.is_finite():
                 raise UsageError(f"{where} is not a finite number", "Pass a number")
+            # Attack: a limit of 1E+999999999 is eleven characters long, and a gigabyte when it is spelled out (G6).
+            if max(abs(value.adjusted()), -int(value.as_tuple().exponent)) > _DIGITS:
+                raise UsageError(f"{where} is a number of more than {_DIGITS} digits", "Pass a smaller number")
             return format(value, "f")
         case float():
             if not math.isfinite(value):
                 raise UsageError(f"{where} is not a finite number", "Pass a number")
-            return float(value)
+            # Beyond 2^53 a float is an integer, and JSON would read its spelling back as one.
+            return float(value) if abs(value) <= _SAFE_INTEGER else str(int(value))
         case datetime() | date() | time():
             return value.isoformat()
         case UUID():
@@ -77,10 +82,21 @@ def normalized(value: Any, where: str = "value", depth: int = 0) -> Any:
         case Mapping():
             if not all(isinstance(key, str) for key in value):
                 raise UsageError(f"{where} has a key that is no string", "Name every field by a string")
-            return {key: normalized(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+            return {
+                _unicode(key, f"a key of {where}"): normalized(item, f"{where}.{key}", depth + 1)
+                for key, item in value.items()
+            }
         case list() | tuple():
             return [normalized(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
         case _:
             raise UsageError(
                 f"{where} is a {type(value).__name__}, which has no canonical form", "Pass JSON-like values"
             )
+
+
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where} is not valid Unicode", "Pass text without lone surrogates") from None
+    return str(text)

@@ -33,10 +33,23 @@ def create_private(path: Path, text: str) -> None:
         ) from None
     except OSError as error:
         raise SettingsError(f"{path} cannot be written ({error.strerror})", "Choose another place") from None
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink()  # half of it would be in the way of the next attempt, which overwrites nothing
+        raise SettingsError(f"{path} cannot be written ({error.strerror})", "Choose another place") from None
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # the new name is on the disk too, not its content alone
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_private(path: Path, what: str, way_out: str) -> str:

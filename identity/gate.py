@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool
+from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.tools import BaseTool, InjectedToolCallId, Tool
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from .access import AccessToken
 from .asking import Asking, Call, binding_digest
 from .broker import SignInAgainError
 from .canonical import digest
-from .errors import DeputizeError, InputError, NeedsError, RefusedError, SealError
+from .errors import DeputizeError, InputError, NeedsError, RefusedError, SealError, StoreError, UsageError
 from .ledger import Claim, Ledger, Outcome, Request, effect_id
 from .needs import Approval, Binding, Needs, Resource, binding, needs_of
 from .policy import Decision, Deny, Facts, StepUp, decide
@@ -34,59 +36,124 @@ from .text import printable
 if TYPE_CHECKING:
     from .identity import Identity
 
-__all__ = ["Examined", "Gate", "GuardedTool", "OpenCall", "open_calls"]
+__all__ = ["INVALID_CALL", "Examined", "Gate", "GuardedTool", "OpenCall", "open_calls"]
+
+_log = logging.getLogger("deputize")
+
+INVALID_CALL = "invalid_call"
+"""What a call is named whose arguments were no JSON. Providers want an answer to it too; no tool may be called this."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedTool:
-    """A tool with what it declares and a digest of its arguments' schema."""
+    """A tool with what it declares, a digest of its arguments' schema, and the names that a model may use.
+
+    Args:
+        names: the arguments that a model may give; ``None``: any but the injected ones.
+        injected: arguments that are the runtime's to give.
+        call_id: those of them in which LangChain puts the id of the call.
+    """
 
     tool: BaseTool
     needs: Needs
     schema_digest: str
-    fields: frozenset[str] | None
+    names: frozenset[str] | None
+    injected: frozenset[str] = frozenset()
+    call_id: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, tool: BaseTool) -> GuardedTool:
-        schema = tool.args_schema
-        described = schema if isinstance(schema, dict) else _model(tool).model_json_schema()
-        fields: frozenset[str] | None
+        """
+        Raises:
+            NeedsError: the tool cannot be called through a gate.
+        """
+        if tool.name == INVALID_CALL:
+            raise NeedsError(f"A tool is called {INVALID_CALL!r}", "Give it another name; this one has a meaning here")
+        schema = _schema(tool)
         if isinstance(schema, dict):
-            fields = frozenset(schema.get("properties", {}))
-        else:
-            model = _model(tool)
-            names = set(model.model_fields) | {f.alias for f in model.model_fields.values() if f.alias}
-            fields = None if model.model_config.get("extra") == "allow" else frozenset(names)
-        return cls(tool, needs_of(tool), digest({"name": tool.name, "schema": described}), fields)
+            of_schema = digest({"name": tool.name, "schema": schema})
+            return cls(tool, needs_of(tool), of_schema, frozenset(schema.get("properties", {})))
+        injected = _injected(tool, schema)
+        call_id = _call_id(tool, schema, injected)
+        of_schema = digest({"name": tool.name, "schema": schema.model_json_schema()})
+        names = frozenset(_spelling(n, f) for n, f in schema.model_fields.items() if n not in injected)
+        anything = schema.model_config.get("extra") == "allow"
+        return cls(tool, needs_of(tool), of_schema, None if anything else names, injected, call_id)
 
-    def validated(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def validated(self, arguments: Mapping[str, Any], call_id: str) -> dict[str, Any]:
         """The arguments as the tool will see them.
 
         Raises:
             RefusedError: unknown names or values that do not fit. Values are not repeated: they may be anything.
         """
-        if self.fields is not None and (unknown := set(arguments) - self.fields):
-            # A token, a user id or a host that a model was talked into passing has no parameter to land in (E15).
+        if unknown := (set(arguments) & self.injected if self.names is None else set(arguments) - self.names):
+            # A token, a user id or a host that a model was talked into passing has no parameter to land in, and one that
+            # the runtime is to inject is not a model's to choose (E15).
             raise RefusedError(f"{self.tool.name} has no argument {', '.join(sorted(map(str, unknown)))}")
-        schema = self.tool.args_schema
+        schema = _schema(self.tool)
         if isinstance(schema, dict):
             if missing := set(schema.get("required", ())) - set(arguments):
                 raise RefusedError(f"{self.tool.name} needs {', '.join(sorted(missing))}")
             return dict(arguments)
+        values = self._validated(schema, arguments, call_id)
+        if self._validated(schema, self.spelled(values), call_id) != values:
+            # LangChain validates again. A validator that adds a fee, or turns dollars into cents, would do it twice, and
+            # what runs would not be what was shown (B26).
+            raise RefusedError(
+                f"{self.tool.name} changes its arguments each time that they are validated",
+                "Let its validators leave alone what they have made",
+            )
+        return values
+
+    def _validated(self, schema: type[BaseModel], arguments: Mapping[str, Any], call_id: str) -> dict[str, Any]:
         try:
-            model = _model(self.tool).model_validate(dict(arguments))
+            model = schema.model_validate({**arguments, **dict.fromkeys(self.call_id, call_id)})
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RefusedError(f"{self.tool.name}: {where}: {first['msg']}") from None
-        return {name: getattr(model, name) for name in type(model).model_fields} | (model.model_extra or {})
+        values = {name: getattr(model, name) for name in type(model).model_fields if name not in self.injected}
+        return values | (model.model_extra or {})
+
+    def spelled(self, validated: Mapping[str, Any]) -> dict[str, Any]:
+        """Validated arguments as the tool is invoked with them: by alias, where it has some."""
+        schema = _schema(self.tool)
+        fields = {} if isinstance(schema, dict) else schema.model_fields
+        return {_spelling(n, fields[n]) if n in fields else n: value for n, value in validated.items()}
 
 
-def _model(tool: BaseTool) -> type[BaseModel]:
+def _schema(tool: BaseTool) -> type[BaseModel] | dict[str, Any]:
+    if isinstance(tool.args_schema, dict):
+        return tool.args_schema
+    if isinstance(tool, Tool) and tool.args_schema is None:  # of the old kind: one string, which models call this
+        return {"type": "object", "properties": {"__arg1": {"type": "string"}}, "required": ["__arg1"]}
     model = tool.get_input_schema()
     if not issubclass(model, BaseModel):
         raise NeedsError(f"{tool.name} has a schema of pydantic 1", "Write its arguments with pydantic 2")
     return model
+
+
+def _spelling(name: str, field: FieldInfo) -> str:
+    return field.validation_alias if isinstance(field.validation_alias, str) else name
+
+
+def _injected(tool: BaseTool, schema: type[BaseModel]) -> frozenset[str]:
+    shown: Mapping[str, Any] = getattr(tool.tool_call_schema, "model_fields", {})
+    return frozenset(schema.model_fields) - frozenset(shown)
+
+
+def _call_id(tool: BaseTool, schema: type[BaseModel], injected: frozenset[str]) -> frozenset[str]:
+    found = set()
+    for name in injected:
+        field = schema.model_fields[name]
+        if any(m is InjectedToolCallId or isinstance(m, InjectedToolCallId) for m in field.metadata):
+            found.add(name)
+        elif field.is_required():
+            raise NeedsError(
+                f"{tool.name} wants {name!r} to be injected, which the gate does not do",
+                "Give it a default, or bind it when the tool is made",
+            )
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +230,7 @@ class Gate:
     def place(self, config: Mapping[str, Any]) -> Place:
         """The thread that a run is on."""
         thread = (config.get("configurable") or {}).get("thread_id")
-        if not thread:
+        if thread is None or thread == "":
             raise InputError(
                 "This graph was started without a thread, so nothing that waits could be found again",
                 "Compile it with a checkpointer and pass {'configurable': {'thread_id': …}}",
@@ -214,7 +281,11 @@ class Gate:
             session = None
         requests = self._ledger.of_calls(self._tenant, message_id)
         effects = self._ledger.effects(self._tenant, message_id)
-        told = {k: str(v.get("reason", "")) for k, v in failures.items() if v.get("message_id") == message_id}
+        told = {
+            k: str(v.get("reason", ""))
+            for k, v in failures.items()
+            if isinstance(v, Mapping) and v.get("message_id") == message_id
+        }
         login = self._login_state(place, message_id) if session is None else (None, "")
         return [
             self._examine(call, place, now, session, requests.get(call.id), effects.get(call.id), login, tokens, told)
@@ -243,21 +314,19 @@ class Gate:
         tokens: Mapping[str, Any],
         failures: Mapping[str, str],
     ) -> Examined:
+        if claim is not None:  # before all else: what was started is told as it is, whatever became of the tool since
+            return Examined(call, decide(Facts(effect=claim.state)), claim=claim)
         tool = self.tools.get(call.name)
         if tool is None:
-            known = ", ".join(sorted(self.tools)) or "none"
-            problem = f"There is no tool {printable(call.name, limit=60)!r}. There are: {known}."
-            return Examined(call, decide(Facts(problem=problem)))
+            return Examined(call, decide(Facts(problem=self._no_such_tool(call))))
         try:
-            arguments = tool.validated(call.arguments)
+            arguments = tool.validated(call.arguments, call.id)
             audience = tool.needs.primary.audience if tool.needs.primary else ""
             bound = Call(call.message_id, call.id, call.name, arguments, tool.schema_digest, audience)
             condition = tool.needs.approval_for(arguments)
             digest(dict(arguments))  # what cannot be digested cannot be bound, so it is not called
         except DeputizeError as error:
             return Examined(call, decide(Facts(problem=str(error))), tool)
-        if claim is not None:
-            return Examined(call, decide(Facts(effect=claim.state)), tool, bound, claim=claim)
         pending_login, login_refused = login
         approval, reason, evidence = "none", "", None
         if condition is not None and session is not None and request is not None:
@@ -278,6 +347,12 @@ class Gate:
         )
         asked = request if session is not None else pending_login
         return Examined(call, decision, tool, bound, session, condition, asked, opened, missing)
+
+    def _no_such_tool(self, call: OpenCall) -> str:
+        if call.name == INVALID_CALL:
+            return "The arguments of this call were not valid JSON, so nothing was done. Make the call again."
+        known = ", ".join(sorted(self.tools)) or "none"
+        return f"There is no tool {printable(call.name, limit=60)!r}. There are: {known}."
 
     def _approval(
         self, request: Request, call: Call, place: Place, session: Session, needs: Needs, now: float
@@ -334,40 +409,60 @@ class Gate:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def admit(self, call: OpenCall, config: Mapping[str, Any], tokens: Mapping[str, Any]) -> Examined | ToolMessage:
-        """Right before the call: examine it again and claim its effect. A ``ToolMessage`` says why it is not made."""
+    def admit(
+        self, call: OpenCall, config: Mapping[str, Any], tokens: Mapping[str, Any], failures: Mapping[str, Any]
+    ) -> Examined | ToolMessage:
+        """Right before the call: examine it again and claim its effect. A ``ToolMessage`` says why it is not made.
+
+        Args:
+            tokens, failures: as for :meth:`examine`; what a failure says can only keep the call from being made.
+
+        Raises:
+            RefusedError: the thread is somebody else's. That is no answer to this call: it stays the owner's.
+        """
+        self.check_owner(config)
         try:
-            examined = self.examine([call], config, tokens, {})[0]
+            examined = self.examine([call], config, tokens, failures)[0]
             match examined.decision:
                 case Deny(reason=reason):
                     return answer(call, Outcome(reason, "error"))
                 case StepUp():
                     return answer(call, Outcome("The call is not ready any more. Ask again.", "error"))
-            assert examined.tool is not None and examined.bound is not None  # by Allow
             if examined.claim is not None:
-                return answer(call, _settled(self._claim(examined)))
-            if (
-                examined.tool.needs.read_only and examined.condition is None
-            ):  # an approval serves once, whatever it is for
-                return examined
-            claim = self._claim(examined)
+                return answer(call, self._settled(call, self._claim(call)))
+            assert examined.tool is not None and examined.bound is not None  # by Allow
+            if examined.tool.needs.read_only and examined.condition is None:
+                return examined  # with a condition it claims all the same: an approval serves once, whatever it is for
+            claim = self._claim(call, examined.request)
             if not claim.first:
-                return answer(call, _settled(claim))
+                return answer(call, self._settled(call, claim))
         except DeputizeError as error:
             return answer(call, Outcome(str(error), "error"))
         else:
             return replace(examined, claim=claim)
 
-    def _claim(self, examined: Examined) -> Claim:
-        call, bound = examined.call, examined.bound
-        assert bound is not None
+    def _claim(self, call: OpenCall, request: Request | None = None) -> Claim:
         return self._ledger.claim(
             tenant=self._tenant,
             message_id=call.message_id,
             tool_call_id=call.id,
-            digest=digest({"tool": bound.tool, "arguments": dict(bound.arguments)}),
-            request_id=examined.request.id if examined.request else "",
+            digest=_effect_digest(call),
+            request_id=request.id if request else "",
             now=self._clock(),
+        )
+
+    @staticmethod
+    def _settled(call: OpenCall, claim: Claim) -> Outcome:
+        """How a call that was started before is answered: from the ledger, never by running it again (casebook E4-E7)."""
+        if claim.digest != _effect_digest(call):
+            # Attack: the arguments are edited in the history afterwards, and the outcome is read as theirs.
+            return Outcome("Another call was made under this id. This one was not carried out.", "error")
+        if claim.outcome is not None:
+            return claim.outcome
+        return Outcome(
+            f"This was started before and nobody saw its outcome (#{claim.id[:6]}). It was not started again; check at"
+            " the service whether it happened.",
+            "error",
         )
 
     @contextmanager
@@ -383,42 +478,72 @@ class Gate:
         )
         reset = binding.set(lent)
         try:
-            yield {"type": "tool_call", "id": call.id, "name": call.name, "args": dict(examined.bound.arguments)}
+            arguments = examined.tool.spelled(examined.bound.arguments)
+            yield {"type": "tool_call", "id": call.id, "name": call.name, "args": arguments}
         finally:
             binding.reset(reset)
 
     def finish(self, examined: Examined, result: ToolMessage) -> ToolMessage:
         """Record what a claimed call came to."""
-        if examined.claim is not None and examined.claim.first:
-            content = result.content if isinstance(result.content, str) else json.dumps(result.content)
-            self._ledger.finish(self._tenant, examined.claim, Outcome(content, result.status), self._clock())
+        if examined.claim is not None:
+            content = result.content if isinstance(result.content, str) else json.dumps(result.content, default=str)
+            try:
+                self._ledger.finish(self._tenant, examined.claim, Outcome(content, result.status), self._clock())
+            except StoreError as error:
+                # The effect is there, and its outcome goes into the history. The row stays claimed: never run again.
+                _log.warning("The outcome of effect %s was not recorded: %s", examined.claim.id[:6], error)
         return result
 
     # -- people go on talking --------------------------------------------------------------------------------------
 
     def answer_open(self, messages: Sequence[AnyMessage], config: Mapping[str, Any]) -> list[AnyMessage]:
-        """The history with every open call answered beside its ``AIMessage``: its outcome, or that it was withdrawn."""
-        self.place(config)
+        """The history with every call answered once, right behind its ``AIMessage``; what answers no call is left out.
+
+        A call that is open gets its outcome, or is withdrawn.
+        """
+        self.check_owner(config)
         history: list[AnyMessage] = []
-        answered = {m.tool_call_id for m in messages if isinstance(m, ToolMessage)}
-        due: list[ToolMessage] = []
+        turn: AIMessage | None = None
+        given: dict[str, ToolMessage] = {}
+        rest: list[AnyMessage] = []
+
+        def close() -> None:
+            if turn is not None:
+                history.append(turn)
+                history.extend(given.get(c.id) or answer(c, self._withdraw(c)) for c in _calls(turn))
+            history.extend(rest)
+
         for message in messages:
-            if due and not isinstance(message, ToolMessage):
-                history += due
-                due = []
-            history.append(message)
-            if isinstance(message, AIMessage) and message.id:
-                due = [answer(call, self._withdraw(call)) for call in _calls(message) if call.id not in answered]
-        return history + due
+            if isinstance(message, AIMessage):
+                close()
+                turn, given, rest = message, {}, []
+            elif isinstance(message, ToolMessage):
+                given.setdefault(message.tool_call_id, message)  # of this turn: providers use ids again in later ones
+            else:
+                rest.append(message)
+        close()
+        return history
 
     def _withdraw(self, call: OpenCall) -> Outcome:
         request = self._ledger.of_calls(self._tenant, call.message_id).get(call.id)
         if request is not None:
             self._ledger.decide(request, "withdrawn", now=self._clock())
-        claim = self._ledger.effects(self._tenant, call.message_id).get(call.id)
-        if claim is not None:
-            return _settled(claim)
-        return Outcome("Withdrawn: the conversation went on before this was decided. It was not carried out.", "error")
+        withdrawn = Outcome(
+            "Withdrawn: the conversation went on before this was decided. It was not carried out.", "error"
+        )
+        try:
+            claim = self._claim(call, request)
+        except UsageError:  # its arguments have no digest, so it could never be carried out
+            return withdrawn
+        if not claim.first:
+            return self._settled(call, claim)
+        # With the claim taken this stays true: no run that is still going, and no old checkpoint, carries it out later.
+        self._ledger.finish(self._tenant, claim, withdrawn, self._clock())
+        return withdrawn
+
+
+def _effect_digest(call: OpenCall) -> str:
+    return digest({"tool": call.name, "arguments": dict(call.arguments)})
 
 
 def answer(call: OpenCall, outcome: Outcome) -> ToolMessage:
@@ -434,21 +559,8 @@ def open_calls(messages: Sequence[AnyMessage]) -> list[OpenCall]:
             answered.add(message.tool_call_id)
         elif isinstance(message, AIMessage):
             return [call for call in _calls(message) if call.id not in answered]
-        elif isinstance(message, HumanMessage):
-            continue
     return []
 
 
 def _calls(message: AIMessage) -> list[OpenCall]:
     return [OpenCall(message.id or "", c["id"] or "", c["name"], c["args"]) for c in message.tool_calls]
-
-
-def _settled(claim: Claim) -> Outcome:
-    """How a call that was started before is answered: from the ledger, never by running it again (casebook E4-E7)."""
-    if claim.outcome is not None:
-        return claim.outcome
-    return Outcome(
-        f"This was started before and nobody saw its outcome (#{claim.id[:6]}). It was not started again; check at the"
-        " service whether it happened.",
-        "error",
-    )

@@ -72,7 +72,7 @@ class Identity:
         pause: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
         self.settings = settings if settings is not None else load_settings()
-        self.transport = Transport(self.settings.allow_origins, mount)
+        self.transport = Transport(self.settings.allow_origins, mount, self.settings.ca_file)
         self.clock = clock
         self._pause = pause
         self._lock = threading.Lock()
@@ -151,7 +151,7 @@ class Identity:
         """One round over everything that is due; returns what has been decided and whose thread has not been woken."""
         parts = await asyncio.to_thread(self._parts)
         await self.transport.acall(parts.asking.poll_due)
-        return await asyncio.to_thread(self.ledger.unwoken, self.clock())
+        return await asyncio.to_thread(parts.ledger.unwoken, self.settings.tenant, self.clock())
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from .errors import SettingsError, UsageError
+from .errors import GateError, SettingsError, UsageError
 from .files import create_private, read_private
 from .oauth.client import Client
 from .sealing import Key, RowKeys, StateKeys
@@ -66,7 +66,7 @@ def load_keyring(path: Path, data_dir: Path) -> KeyRing:
         )
     except UsageError as error:
         raise SettingsError(f"{path}: {error.message}", error.hint) from None
-    except (ValueError, KeyError, TypeError):
+    except (JoseError, GateError, ValueError, KeyError, TypeError, RecursionError):
         raise SettingsError(f"{path} is not a key ring", "Restore it from its backup") from None
 
 
@@ -85,8 +85,16 @@ def create_client_key(path: Path) -> dict[str, Any]:
     return dict(key.as_dict(private=False))
 
 
+_SIGNS = {"ES256": "P-256", "ES384": "P-384", "PS256": "RSA", "RS256": "RSA", "EdDSA": "Ed25519", "Ed25519": "Ed25519"}
+"""Which keys sign with which algorithm. A key that does not say ``alg`` signs with the first that fits."""
+
+
 def load_client(client_id: str, path: Path) -> Client:
-    """The agent's credential: its id and its private key."""
+    """The agent's credential: its id and its private key.
+
+    Raises:
+        SettingsError: missing, readable by others, or nothing that this agent could sign with.
+    """
     text = read_private(
         path, "The agent's key", "Make one and register its public part at the issuer: deputize keys client"
     )
@@ -94,9 +102,17 @@ def load_client(client_id: str, path: Path) -> Client:
         values = json.loads(text)
         kinds: dict[str, type[ECKey] | type[RSAKey] | type[OKPKey]] = {"EC": ECKey, "RSA": RSAKey, "OKP": OKPKey}
         key = kinds[values["kty"]].import_key(values)
-        algorithm = str(values.get("alg") or {"EC": "ES256", "RSA": "PS256", "OKP": "EdDSA"}[values["kty"]])
+        kind = values.get("crv", values["kty"])
+        algorithm = values.get("alg") or next((alg for alg, fits in _SIGNS.items() if fits == kind), "")
         if not key.is_private:
             raise SettingsError(f"{path} holds a public key only", "Point DEPUTIZE_CLIENT_KEY_FILE to the private JWK")
-    except (JoseError, ValueError, KeyError, TypeError):
-        raise SettingsError(f"{path} is not a private JWK", "Restore it from its backup") from None
+        key.check_use("sig")
+        key.check_key_op("sign")
+        if _SIGNS.get(algorithm) != kind:  # said now, not by every request
+            raise SettingsError(
+                f"{path} holds a key that nothing can be signed with here",
+                "Use an EC key (P-256, P-384), an RSA key or an Ed25519 key, with an alg that fits it or none",
+            )
+    except (JoseError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise SettingsError(f"{path} is not a private JWK for signatures", "Restore it from its backup") from None
     return Client(client_id, key, algorithm)

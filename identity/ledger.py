@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from .principal import Principal
 from .sealing import RowKeys, row_context
 from .sessions import Place
 from .store import Database
@@ -85,11 +86,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The answer to a claim. ``first``: this caller may now cause the effect; nobody else will."""
+    """The answer to a claim. ``first``: this caller may now cause the effect; nobody else will.
+
+    ``digest``: of the call that the row was claimed for. An outcome answers no other one.
+    """
 
     id: str
     first: bool
     state: Literal["claimed", "unknown", "done"]
+    digest: str
     outcome: Outcome | None = None
 
 
@@ -214,11 +219,19 @@ class Ledger:
             (place.tenant, place.graph, place.thread),
         )
 
-    def due(self, now: float, limit: int = 50) -> list[Request]:
-        """Pending requests whose next poll has come and that nobody holds a lease on."""
+    def pending_of(self, principal: Principal, now: float) -> list[Request]:
+        """The approvals that a person is being asked for at ``now``, in whatever thread, oldest first."""
         return self._read(
-            "state = 'pending' AND next_poll_at <= ? AND leased_until <= ? ORDER BY next_poll_at LIMIT ?",
-            (now, now, limit),
+            "tenant = ? AND issuer = ? AND subject = ? AND kind = 'approval' AND state = 'pending' AND expires_at > ?"
+            " ORDER BY created_at",
+            (principal.tenant, principal.issuer, principal.subject, now),
+        )
+
+    def due(self, tenant: str, now: float, limit: int = 50) -> list[Request]:
+        """A tenant's pending requests whose next poll has come and that nobody holds a lease on."""
+        return self._read(
+            "tenant = ? AND state = 'pending' AND next_poll_at <= ? AND leased_until <= ? ORDER BY next_poll_at LIMIT ?",
+            (tenant, now, now, limit),
         )
 
     def lease(self, request: Request, until: float, now: float) -> bool:
@@ -261,11 +274,13 @@ class Ledger:
             )
             return changed.rowcount == 1
 
-    def unwoken(self, now: float, limit: int = 50) -> list[Request]:
-        """Requests decided within a day whose threads have not been told: also those whose process died in between."""
+    def unwoken(self, tenant: str, now: float, limit: int = 50) -> list[Request]:
+        """A tenant's requests that were decided within a day and whose threads have not been told: also those whose
+        process died in between."""
         return self._read(
-            "state NOT IN ('pending', 'withdrawn') AND woken_at IS NULL AND decided_at > ? ORDER BY decided_at LIMIT ?",
-            (now - 86_400, limit),
+            "tenant = ? AND state NOT IN ('pending', 'withdrawn') AND woken_at IS NULL AND decided_at > ?"
+            " ORDER BY decided_at LIMIT ?",
+            (tenant, now - 86_400, limit),
         )
 
     def woken(self, request: Request, now: float) -> bool:
@@ -295,10 +310,10 @@ class Ledger:
     def effects(self, tenant: str, message_id: str) -> dict[str, Claim]:
         """What the calls of one turn came to, by ``tool_call_id``."""
         rows = self._db.read(
-            "SELECT tool_call_id, id, state, outcome FROM effects WHERE tenant = ? AND message_id = ?",
+            "SELECT tool_call_id, id, state, digest, outcome FROM effects WHERE tenant = ? AND message_id = ?",
             (tenant, message_id),
         )
-        return {row[0]: self._claim(tenant, row[1], row[2], row[3]) for row in rows}
+        return {row[0]: self._claim(tenant, *row[1:]) for row in rows}
 
     def claim(
         self, *, tenant: str, message_id: str, tool_call_id: str, digest: str, request_id: str, now: float
@@ -317,9 +332,9 @@ class Ledger:
                 (id_, tenant, message_id, tool_call_id, digest, request_id, now),
             )
             if inserted.rowcount == 1:
-                return Claim(id_, True, "claimed")
+                return Claim(id_, True, "claimed", digest)
             db.execute("UPDATE effects SET state = 'unknown' WHERE id = ? AND state = 'claimed'", (id_,))
-            row = db.execute("SELECT id, state, outcome FROM effects WHERE id = ?", (id_,)).fetchone()
+            row = db.execute("SELECT id, state, digest, outcome FROM effects WHERE id = ?", (id_,)).fetchone()
         return self._claim(tenant, *row)
 
     def finish(self, tenant: str, claim: Claim, outcome: Outcome, now: float) -> None:
@@ -334,9 +349,9 @@ class Ledger:
                 (sealed, now, claim.id),
             )
 
-    def _claim(self, tenant: str, id_: str, state: str, sealed: str | None) -> Claim:
+    def _claim(self, tenant: str, id_: str, state: str, digest: str, sealed: str | None) -> Claim:
         outcome = Outcome(**self._open(tenant, id_, "outcome", "", sealed)) if sealed is not None else None
-        return Claim(id_, False, cast("Literal['claimed', 'unknown', 'done']", state), outcome)
+        return Claim(id_, False, cast("Literal['claimed', 'unknown', 'done']", state), digest, outcome)
 
     # -- rows and seals ----------------------------------------------------------------------------------------------
 

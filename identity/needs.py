@@ -13,16 +13,17 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .errors import GateError, NeedsError
+from .redaction import fields_of, redacted
 from .secret import Secret
 
 __all__ = [
@@ -73,8 +74,8 @@ def resource(audience: str, *scopes: str, hosts: Iterable[str] | None = None) ->
     Raises:
         NeedsError: the audience or a scope cannot be used on the wire, or ``hosts`` is missing or superfluous.
     """
-    parts = urlsplit(audience)
-    if not parts.scheme or parts.fragment or any(c.isspace() for c in audience):
+    parts = _split(audience)
+    if parts is None or not parts.scheme or "#" in audience:
         raise NeedsError(
             f"resource({audience!r}) is not an absolute URI", "Name the API by its URL, without a fragment"
         )
@@ -97,16 +98,36 @@ def resource(audience: str, *scopes: str, hosts: Iterable[str] | None = None) ->
 
 
 def origin_of(url: str) -> str:
-    """``scheme://host:port`` of an http(s) URL, lower case, with the port always written."""
-    parts = urlsplit(url)
+    """``scheme://host:port`` of an http(s) URL, lower case, with the port always written.
+
+    Raises:
+        NeedsError: it has none, or two readers could see different ones in it.
+    """
+    parts = _split(url)
     try:
-        port = parts.port
+        port = parts.port if parts else None
     except ValueError:
-        port = -1
-    if parts.scheme not in ("https", "http") or not parts.hostname or port == -1 or parts.username is not None:
+        parts = None
+    if not parts or parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc or port == 0:
         raise NeedsError(f"{url!r} has no origin", "Give an https URL without user name, such as https://api.example")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}:{port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def _split(uri: str) -> SplitResult | None:
+    """The parts of a URI; ``None`` if it is none.
+
+    RFC 3986 §2 knows neither spaces nor backslashes nor letters beyond ASCII. ``urlsplit`` drops some, browsers take a
+    backslash for a slash, and a Kelvin sign becomes a k: each is a way to show one host and mean another.
+    """
+    if not uri.isascii() or not uri.isprintable() or " " in uri or "\\" in uri:
+        return None
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return None
+    behind = parts.netloc.partition("]")[2]  # older Pythons read https://[::1]evil.example as ::1
+    return None if behind and not behind.startswith(":") else parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +143,29 @@ class Approval:
         if self.when is None:
             return True
         values = {name: arguments.get(name) for name in self.parameters}
-        if any(_odd(value) for value in values.values()):
-            return True
         try:
-            answer = self.when(**values)
+            return _odd(values) or self.when(**values) is not False
         except Exception:
             return True
-        return answer is not False
 
 
 def _odd(value: object) -> bool:
-    """A number that a comparison with a limit would wave through: negative, infinite, not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        return False
-    return not math.isfinite(value) or value < 0
+    """A number that a comparison with a limit would wave through: negative, infinite, not a number; also inside."""
+    match value:
+        case bool() | str() | bytes():
+            return False
+        case int():
+            return value < 0
+        case float():
+            return not math.isfinite(value) or value < 0
+        case Decimal():
+            return not value.is_finite() or value < 0
+        case Mapping():
+            return any(map(_odd, value.values()))
+        case Sequence() | Set():
+            return any(map(_odd, value))
+        case _:
+            return any(map(_odd, fields_of(value)))
 
 
 def approval(when: Callable[..., bool] | None = None, *, type: str = "tool_call") -> Approval:
@@ -152,7 +182,12 @@ def approval(when: Callable[..., bool] | None = None, *, type: str = "tool_call"
     """
     parameters: tuple[str, ...] = ()
     if when is not None:
-        taken = inspect.signature(when).parameters.values()
+        try:
+            taken = inspect.signature(when).parameters.values()
+        except (TypeError, ValueError):
+            raise NeedsError("approval(when=…) takes a function", "Write lambda quantity, limit: …") from None
+        if inspect.iscoroutinefunction(when):
+            raise NeedsError("approval(when=…) is asked without waiting", "Write a function that is not async")
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY) for p in taken):
             raise NeedsError(
                 "approval(when=…) must name the parameters that it looks at", "Write lambda quantity, limit: …"
@@ -189,6 +224,8 @@ class Needs:
 NOTHING = Needs()
 """What a tool without ``@needs`` declares: no user, no token; and since it is not marked read-only, a claim (E24)."""
 
+_IN_USE = Needs()  # whose binding it is while its one call runs: nobody's any more
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:
@@ -207,8 +244,11 @@ class Binding:
     secrets: tuple[Secret, ...]
 
     def redact(self, value: _T) -> _T:
-        """``value`` with every opened secret in it replaced, through containers; objects that show one become text."""
-        return cast("_T", _redact(value, tuple(secret.reveal() for secret in self.secrets)))
+        """``value`` with every opened secret in it replaced, through containers; objects that hold one become text.
+
+        What holds none comes back as it is.
+        """
+        return redacted(value, self.secrets)
 
 
 binding: ContextVar[Binding | None] = ContextVar("deputize_binding", default=None)
@@ -291,7 +331,8 @@ class needs:  # noqa: N801 - used as a decorator, named like one
             first = next(iter(merged))
             functions = {name: _guarded(f.__wrapped__, first) for name, f in functions.items()}  # type: ignore[attr-defined]
         schema = tool.args_schema
-        hidden = set(self._tokens) & set(getattr(schema, "model_fields", {}))
+        fields = schema.get("properties", {}) if isinstance(schema, dict) else getattr(schema, "model_fields", {})
+        hidden = set(self._tokens) & set(fields)
         if hidden:
             raise NeedsError(
                 f"{tool.name!r} already takes {', '.join(sorted(hidden))} as an argument that models see",
@@ -328,35 +369,41 @@ def _guarded(function: Callable[..., Any], declared: Needs) -> Callable[..., Any
                 known = ", ".join(p for p in parameters if p not in declared.tokens) or "none"
                 raise NeedsError(f"approval(when=…) of {name}() looks at {parameter!r}", f"{name}() has: {known}")
 
-    def bind() -> Binding:
+    @contextmanager
+    def bind() -> Iterator[Binding]:
         bound = binding.get()
         if bound is None or bound.needs is not declared:
             raise GateError(
                 f"{name}() was called outside its gate",
                 "Let a graph that was built with deputize call it, not your code",
             )
-        return bound
+        # Attack: a tool runs a sub-agent that has the same tool, and its model's call takes this call's approval.
+        reset = binding.set(replace(bound, needs=_IN_USE))
+        try:
+            yield bound
+        finally:
+            binding.reset(reset)
 
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            bound = bind()
-            try:
-                return bound.redact(await function(*args, **kwargs, **bound.tokens))
-            except Exception as error:
-                failure = error
+            with bind() as bound:
+                try:
+                    return bound.redact(await function(*args, **kwargs, **bound.tokens))
+                except Exception as error:
+                    failure = error
             _raise_redacted(failure, bound)
 
     else:
 
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            bound = bind()
-            try:
-                return bound.redact(function(*args, **kwargs, **bound.tokens))
-            except Exception as error:
-                failure = error
+            with bind() as bound:
+                try:
+                    return bound.redact(function(*args, **kwargs, **bound.tokens))
+                except Exception as error:
+                    failure = error
             _raise_redacted(failure, bound)
 
     shown = [p for p in parameters.values() if p.name not in declared.tokens]
@@ -368,30 +415,6 @@ def _guarded(function: Callable[..., Any], declared: Needs) -> Callable[..., Any
 
 def _raise_redacted(error: Exception, bound: Binding) -> NoReturn:
     """Raise ``error`` again; if it, or an error behind it, shows a secret, raise its redacted text alone."""
-    told = "".join(traceback.format_exception(error)) + repr(error)
-    if bound.redact(told) == told:
+    if bound.redact(error) is error:
         raise error
     raise GateError(bound.redact(f"{type(error).__name__}: {error}"), code="tool_error")
-
-
-def _redact(value: Any, secrets: tuple[str, ...]) -> Any:
-    if not secrets or value is None or isinstance(value, bool | int | float | Decimal):
-        return value
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "***")
-        return value
-    if isinstance(value, bytes):
-        for secret in secrets:
-            value = value.replace(secret.encode(), b"***")
-        return value
-    if isinstance(value, Mapping):
-        return {_redact(k, secrets): _redact(v, secrets) for k, v in value.items()}
-    if type(value) in (list, tuple, set, frozenset):
-        return type(value)(_redact(item, secrets) for item in value)
-    shown = f"{value!r}{value!s}"
-    return _redact(shown if repr(value) != str(value) else repr(value), secrets) if _shows(shown, secrets) else value
-
-
-def _shows(text: str, secrets: tuple[str, ...]) -> bool:
-    return any(secret in text for secret in secrets)

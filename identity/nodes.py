@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage, ToolMessage
 from langchain_core.messages.utils import convert_to_messages
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
 from langgraph.channels.ephemeral_value import EphemeralValue
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.constants import END, START
 from langgraph.errors import GraphBubbleUp
 from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
@@ -28,18 +32,26 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Send, interrupt
 
 from .errors import DeputizeError, InputError
-from .gate import Examined, Gate, OpenCall, answer, open_calls
+from .gate import INVALID_CALL, Examined, Gate, OpenCall, answer, open_calls
 from .ledger import Outcome, Request
-from .needs import binding
+from .needs import Binding, binding
 from .policy import Allow, Deny, StepUp
 from .text import printable
 from .transport import Transport
 
 __all__ = ["INTAKE_ROUTES", "ROUTES", "Input", "Nodes", "State", "new_messages_only"]
 
+_STORED = JsonPlusSerializer()
+"""How checkpointers spell what they store."""
+
 
 def _merge(held: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, Any]:
     return {**(held or {}), **(new or {})}
+
+
+def _latest(held: Any, new: Any) -> Any:
+    """What was written last. A run that a client sent to some node may write twice in a step, which is no reason to fail."""
+    return new
 
 
 class Input(TypedDict):
@@ -56,15 +68,16 @@ class State(Input, total=False):
     """
 
     tokens: Annotated[dict[str, Any], _merge]
-    requests: list[dict[str, Any]]
-    failures: dict[str, Any]
+    requests: Annotated[list[dict[str, Any]], _latest]
+    failures: Annotated[dict[str, Any], _latest]
 
 
 class _Call(TypedDict):
-    """What ``authorize`` sends to ``tool_call``: one call and the sealed tokens of its declaration."""
+    """What ``authorize`` sends to ``tool_call``: one call, the sealed tokens of its declaration, and what failed for it."""
 
     call: dict[str, Any]
     tokens: dict[str, Any]
+    failures: dict[str, Any]
 
 
 ROUTES = ["tool_call", "login", "approval", "token_exchange", END]
@@ -93,7 +106,12 @@ def _checked_input(value: Any) -> Any:
     if not isinstance(value, Mapping) or set(value) - {"messages"}:
         raise InputError("A run takes {'messages': […]} and nothing else", "Send one new message")
     given = value.get("messages") or []
-    messages = convert_to_messages(given if isinstance(given, list) else [given])
+    try:
+        messages = convert_to_messages(given if isinstance(given, list) else [given])
+    except (TypeError, ValueError, NotImplementedError):  # its text repeats the input, whatever that is
+        raise InputError(
+            "A run was given something that is no message", "Send {'role': 'user', 'content': 'text'}"
+        ) from None
     for message in messages:
         if not isinstance(message, HumanMessage):
             raise InputError(
@@ -101,6 +119,30 @@ def _checked_input(value: Any) -> Any:
             )
     # Without the id that the client chose: it could name a message of the history, and replace it.
     return {"messages": [HumanMessage(message.content, id=str(uuid.uuid4())) for message in messages]}
+
+
+class _Step(Runnable[Any, Any]):
+    """A node or an edge in both forms.
+
+    LangGraph runs and traces what is in a node by itself. A ``RunnableLambda`` here would read both signatures and open a
+    trace of its own at every call: a tenth of a whole turn (``make bench``).
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, RunnableConfig], Any],
+        afunction: Callable[[Any, RunnableConfig], Awaitable[Any]],
+        name: str,
+    ) -> None:
+        self._function = function
+        self._afunction = afunction
+        self.name = name
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return self._function(input, config or {})
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return await self._afunction(input, config or {})
 
 
 class Nodes:
@@ -116,15 +158,15 @@ class Nodes:
         self._bound = model.bind_tools(tools) if tools else model
         self._gate = gate
         self._transport = transport
-        self.model = RunnableLambda(self._model, afunc=self._amodel, name="model")
+        self.model = _Step(self._model, self._amodel, "model")
         self.login = self._networked(self._login, "login")
         self.approval = self._networked(self._approval, "approval")
         self.token_exchange = self._networked(self._token_exchange, "token_exchange")
         self.await_user = _threaded(self._await_user, "await_user")
-        self.tool_call = RunnableLambda(self._tool_call, afunc=self._atool_call, name="tool_call")
+        self.tool_call = _Step(self._tool_call, self._atool_call, "tool_call")
         self.tidy = _threaded(self._tidy, "tidy")
         self.intake = _threaded(self._intake, "intake")
-        self.authorize = _threaded(self._authorize, "authorize")
+        self.authorize = _Step(self._authorize, self._aauthorize, "authorize")
 
     def _networked(self, node: Callable[[State, RunnableConfig], Any], name: str) -> Runnable[Any, Any]:
         """A node whose coroutine runs on the transport's loop. It must not need LangGraph's context."""
@@ -135,19 +177,21 @@ class Nodes:
         async def arun(state: State, config: RunnableConfig) -> Any:
             return await self._transport.acall(node, state, config)
 
-        return RunnableLambda(run, afunc=arun, name=name)
+        return _Step(run, arun, name)
 
     # -- model -------------------------------------------------------------------------------------------------------
 
     def _model(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         if open_calls(state["messages"]) or not _model_is_next(state["messages"]):
             return {}
+        self._gate.check_owner(config)  # again: a resumed run, or one that was sent to this node, never passed intake
         run_id = uuid.uuid4()
         return _turn(self._bound.invoke(state["messages"], {**config, "run_id": run_id}), run_id)
 
     async def _amodel(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         if open_calls(state["messages"]) or not _model_is_next(state["messages"]):
             return {}
+        await asyncio.to_thread(self._gate.check_owner, config)
         run_id = uuid.uuid4()
         return _turn(await self._bound.ainvoke(state["messages"], {**config, "run_id": run_id}), run_id)
 
@@ -172,14 +216,21 @@ class Nodes:
             return "login"
         return "token_exchange" if "token" in wanted else "approval"
 
+    async def _aauthorize(self, state: State, config: RunnableConfig) -> str | list[Send]:
+        if not open_calls(state["messages"]):
+            return END  # every turn ends here: no trip to a thread for that
+        return await asyncio.to_thread(self._authorize, state, config)
+
     def _examine(self, state: State, config: RunnableConfig) -> list[Examined]:
         calls = open_calls(state["messages"])
-        return self._gate.examine(calls, config, state.get("tokens") or {}, state.get("failures") or {})
+        return self._gate.examine(calls, config, _held(state, "tokens"), _held(state, "failures"))
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
     async def _login(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         calls = open_calls(state["messages"])
+        if not calls:  # a client sent the run here
+            return {"requests": []}
         place = self._gate.place(config)
         asked = self._gate.asking.login(place, self._gate.caller(), calls[0].message_id, self._gate.scopes)
         request, *_ = results = await asyncio.gather(asked, return_exceptions=True)
@@ -235,34 +286,38 @@ class Nodes:
     # -- the call ----------------------------------------------------------------------------------------------------
 
     def _tool_call(self, sent: _Call, config: RunnableConfig) -> dict[str, Any]:
-        call = OpenCall(**sent["call"])
-        admitted = self._gate.admit(call, config, sent["tokens"])
+        call = _received(sent)
+        if call is None:
+            return {}
+        admitted = self._gate.admit(call, config, sent["tokens"], sent["failures"])
         if isinstance(admitted, ToolMessage):
             return {"messages": [admitted]}
         assert admitted.tool is not None
         with self._gate.bound(admitted) as invocation:
             try:
-                result = admitted.tool.tool.invoke(invocation, _quiet(config))
+                result = _message(call, _invoke(admitted.tool.tool, invocation, _quiet(config)))
             except GraphBubbleUp:
                 raise
             except Exception as error:
                 result = _broke(call, error)
-        return {"messages": [self._gate.finish(admitted, _message(call, result))]}
+        return {"messages": [self._gate.finish(admitted, result)]}
 
     async def _atool_call(self, sent: _Call, config: RunnableConfig) -> dict[str, Any]:
-        call = OpenCall(**sent["call"])
-        admitted = await asyncio.to_thread(self._gate.admit, call, config, sent["tokens"])
+        call = _received(sent)
+        if call is None:
+            return {}
+        admitted = await asyncio.to_thread(self._gate.admit, call, config, sent["tokens"], sent["failures"])
         if isinstance(admitted, ToolMessage):
             return {"messages": [admitted]}
         assert admitted.tool is not None
         with self._gate.bound(admitted) as invocation:
             try:
-                result = await admitted.tool.tool.ainvoke(invocation, _quiet(config))
+                result = _message(call, await admitted.tool.tool.ainvoke(invocation, _quiet(config)))
             except GraphBubbleUp:
                 raise
             except Exception as error:
                 result = _broke(call, error)
-        return {"messages": [await asyncio.to_thread(self._gate.finish, admitted, _message(call, result))]}
+        return {"messages": [await asyncio.to_thread(self._gate.finish, admitted, result)]}
 
     # -- people go on talking ----------------------------------------------------------------------------------------
 
@@ -277,7 +332,7 @@ def _threaded(function: Callable[[Any, RunnableConfig], Any], name: str) -> Runn
     async def afunction(state: Any, config: RunnableConfig) -> Any:
         return await asyncio.to_thread(function, state, config)
 
-    return RunnableLambda(function, afunc=afunction, name=name)
+    return _Step(function, afunction, name)
 
 
 def _model_is_next(messages: Sequence[AnyMessage]) -> bool:
@@ -290,9 +345,9 @@ def _turn(message: Any, run_id: uuid.UUID) -> dict[str, Any]:
     Claims are keyed by message and call id: a provider that repeats an id, or leaves it out, must not make one call look
     like another that was made before (casebook E4).
     """
-    calls = [*message.tool_calls]
-    for broken in message.invalid_tool_calls:  # arguments that are no JSON; providers want an answer to these too
-        calls.append({"type": "tool_call", "id": broken.get("id"), "name": "invalid_call", "args": {}})
+    calls = [{**call} for call in message.tool_calls]  # copies: the message may be in a cache
+    for broken in message.invalid_tool_calls:  # arguments that are no JSON
+        calls.append({"type": "tool_call", "id": broken.get("id"), "name": INVALID_CALL, "args": {}})
     seen: set[str] = set()
     for call in calls:
         if not call["id"] or call["id"] in seen:
@@ -300,6 +355,10 @@ def _turn(message: Any, run_id: uuid.UUID) -> dict[str, Any]:
         seen.add(call["id"])
     turn = AIMessage(
         content=message.content,
+        # Providers keep things there that they want back (signatures of thoughts); calls are kept in one place only.
+        additional_kwargs={
+            k: v for k, v in message.additional_kwargs.items() if k not in ("tool_calls", "function_call")
+        },
         tool_calls=calls,
         id=f"lc_run--{run_id}",  # as LangChain names the chunks that it streams, so that clients join them
         name=message.name,
@@ -309,13 +368,28 @@ def _turn(message: Any, run_id: uuid.UUID) -> dict[str, Any]:
     return {"messages": [turn]}
 
 
+def _held(state: State, channel: str) -> Mapping[str, Any]:
+    """A channel's value, or nothing if a client wrote something else there (casebook E2)."""
+    found = state.get(channel)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _sent(examined: Examined, state: State) -> _Call:
-    call, held = examined.call, state.get("tokens") or {}
-    declared = examined.tool.needs.tokens.values() if examined.tool else ()
+    call, held, failures = examined.call, _held(state, "tokens"), _held(state, "failures")
+    declared = [need.key for need in examined.tool.needs.tokens.values()] if examined.tool else []
     return {
         "call": {"message_id": call.message_id, "id": call.id, "name": call.name, "arguments": dict(call.arguments)},
-        "tokens": {need.key: held[need.key] for need in declared if need.key in held},
+        "tokens": {key: held[key] for key in declared if key in held},
+        "failures": {key: failures[key] for key in ("login", call.id, *declared) if key in failures},
     }
+
+
+def _received(sent: Any) -> OpenCall | None:
+    """The call that was sent; none if a client sent the run here with something else (casebook E3)."""
+    call = sent.get("call") if isinstance(sent, Mapping) else None
+    if not isinstance(call, Mapping) or set(call) != {"message_id", "id", "name", "arguments"}:
+        return None
+    return OpenCall(**call)
 
 
 def _failures(tried: Sequence[tuple[str, OpenCall]], results: Sequence[Any]) -> dict[str, Any]:
@@ -343,7 +417,9 @@ def _asked(examined: Sequence[Examined]) -> dict[str, Any]:
         else {
             "name": e.call.name,
             "args": dict(e.call.arguments),
-            "description": f"Waits for your approval (#{r.short_id}). Decide at {r.url}; the page shows the code {r.code}",
+            "description": f"Waits for your approval (#{r.short_id}). "
+            + (f"Decide at {r.url}" if r.url else "Your identity provider asks you")
+            + f"; the page shows the code {r.code}",
         }
         for e, r in waiting.values()
     ]
@@ -355,6 +431,18 @@ def _asked(examined: Sequence[Examined]) -> dict[str, Any]:
         ],
         "requests": [request.shown() for _, request in waiting.values()],
     }
+
+
+def _invoke(tool: BaseTool, invocation: dict[str, Any], config: RunnableConfig) -> Any:
+    """Call a tool from sync code, also one that has only an async form.
+
+    That one gets a loop and a thread of its own: this thread may have a loop that runs (a notebook's), and on the
+    transport's loop a tool that blocks would stop every login and every exchange.
+    """
+    if getattr(tool, "coroutine", None) is None or getattr(tool, "func", None) is not None:
+        return tool.invoke(invocation, config)
+    with ThreadPoolExecutor(1, thread_name_prefix="deputize-tool") as alone:
+        return alone.submit(copy_context().run, asyncio.run, tool.ainvoke(invocation, config)).result()
 
 
 def _quiet(config: RunnableConfig) -> RunnableConfig:
@@ -375,8 +463,25 @@ def _broke(call: OpenCall, error: Exception) -> ToolMessage:
 
 
 def _message(call: OpenCall, result: Any) -> ToolMessage:
-    if isinstance(result, ToolMessage):
-        return result
-    return answer(
-        call, Outcome(f"{call.name} ran, and returned a {type(result).__name__} instead of a result.", "error")
-    )
+    if not isinstance(result, ToolMessage):
+        told = f"{call.name} ran, and returned a {type(result).__name__} instead of a result."
+        return answer(call, Outcome(told, "error"))
+    # Attack: a tool makes its own message, and with it answers another call or replaces what was said before.
+    message = result.model_copy(update={"tool_call_id": call.id, "name": call.name, "id": None})
+    lent = binding.get()
+    if lent is None or not lent.secrets or _can_be_kept(message, lent):
+        return message
+    return answer(call, Outcome(lent.redact(str(message.content)), message.status))
+
+
+def _can_be_kept(message: ToolMessage, lent: Binding) -> bool:
+    """Whether a checkpoint can hold ``message``, and would not hold what was lent in clear (casebook E25).
+
+    An artefact may keep a token out of its ``repr`` and give it to the serializer (``SecretStr``), or be nothing that can
+    be stored at all (the token object, a response): the run would end right after the effect, with its outcome lost.
+    """
+    try:
+        _, stored = _STORED.dumps_typed(message)
+    except Exception:
+        return False
+    return not any(secret.reveal().encode() in stored for secret in lent.secrets)

@@ -25,8 +25,14 @@ from .secret import Secret
 __all__ = ["Context", "Key", "RowKeys", "StateKeys", "row_context", "token_context"]
 
 _ALGORITHMS = ["dir", "A256GCM"]
-_LIMIT = 64 * 1024
-_REGISTRY = jwe.JWERegistry(
+_LIMIT = 16 << 20  # bytes of one value; what is larger is refused when it is sealed, not when it is needed again
+
+
+class _Registry(jwe.JWERegistry):
+    max_ciphertext_length = 2 * _LIMIT  # joserfc's own limit, 64 KiB, would lock away what it had sealed
+
+
+_REGISTRY = _Registry(
     header_registry={"ctx": HeaderParameter("Digest of the context that the value belongs to", "str", True)},
     algorithms=_ALGORITHMS,
 )
@@ -104,9 +110,16 @@ class _Keys:
         self._newest = newest_last[-1].kid
 
     def seal(self, value: str, context: Context) -> str:
-        """Seal ``value`` for ``context``: a compact JWE."""
+        """Seal ``value`` for ``context``: a compact JWE.
+
+        Raises:
+            UsageError: ``value`` is empty, or larger than what can be opened again.
+        """
+        plain = value.encode()
+        if not plain or len(plain) > _LIMIT:
+            raise UsageError(f"A value of {len(plain)} bytes cannot be sealed", f"Seal 1 to {_LIMIT} bytes")
         header = {"alg": "dir", "enc": "A256GCM", "kid": self._newest, "ctx": f"{self._use}:{context.digest}"}
-        return jwe.encrypt_compact(header, value.encode(), self._keys[self._newest], registry=_REGISTRY)
+        return jwe.encrypt_compact(header, plain, self._keys[self._newest], registry=_REGISTRY)
 
     def fits(self, sealed: str, context: Context) -> bool:
         """Whether ``sealed`` says that it is for ``context`` and a key that we have. It is not opened, so not believed."""

@@ -56,23 +56,22 @@ async def _rounds(identity: Identity) -> None:
 
 
 async def _wake(client: Any, identity: Identity, request: Request) -> None:
-    """Queue a run behind whatever runs on the thread. Waking twice is harmless: the ledger decides what is left to do."""
-    from httpx import HTTPError, HTTPStatusError
+    """Queue a run behind whatever runs on the thread. Waking twice is harmless: the ledger decides what is left to do.
 
+    What fails stays unwoken, so the next round tries again; the other threads of this round are woken all the same.
+    """
     place = request.place
     try:
         state = await client.threads.get_state(place.thread)
         # A step that was interrupted goes on without input. Where there is none any more, the open calls are looked at anew.
         given: dict[str, Any] | None = None if state["next"] else {"messages": []}
         await client.runs.create(place.thread, place.graph, input=given, multitask_strategy="enqueue")
-    except HTTPStatusError as error:
-        if error.response.status_code != 404:
-            _log.warning(
-                "The thread of request %s was not woken (HTTP %s)", request.short_id, error.response.status_code
-            )
-            return  # it stays unwoken, so the next round tries again
-    except HTTPError as error:
-        _log.warning("The thread of request %s was not woken (%s)", request.short_id, type(error).__name__)
-        return
-    # 404: the thread is gone, or never was one of this server's.
+    except Exception as error:
+        # The SDK's connection errors are status errors without a response.
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status not in (404, 422):
+            told = f"HTTP {status}" if status else type(error).__name__
+            _log.warning("The thread of request %s was not woken (%s)", request.short_id, told)
+            return
+    # 404: the thread is gone, or never was one of this server's; 422: its id is none that this server gives.
     await asyncio.to_thread(identity.ledger.woken, request, identity.clock())

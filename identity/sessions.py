@@ -6,6 +6,7 @@ that graph state holds: so there is no handle that a client could forge, swap or
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,11 @@ class Session:
     created_at: float
     expires_at: float
     ended_at: float | None = None
+
+    @property
+    def short_id(self) -> str:
+        """What people call it."""
+        return hashlib.sha256(self.id.encode()).hexdigest()[:8]
 
     def belongs_to(self, caller: Caller | None) -> bool:
         """Whether runs of ``caller`` may use this session. Nobody owns nothing."""
@@ -115,6 +121,37 @@ class Sessions:
         """End a session: its refresh token does not work any more, or its person signed out."""
         with self._db.write() as db:
             db.execute("UPDATE sessions SET ended_at = ? WHERE id = ? AND ended_at IS NULL", (now, session.id))
+
+    def end_all_of(self, principal: Principal, grant_id: str, now: float) -> int:
+        """End every session of a person that uses a grant; how many there were."""
+        with self._db.write() as db:
+            ended = db.execute(
+                "UPDATE sessions SET ended_at = ? WHERE tenant = ? AND issuer = ? AND subject = ? AND grant_id = ?"
+                " AND ended_at IS NULL",
+                (now, principal.tenant, principal.issuer, principal.subject, grant_id),
+            )
+            return ended.rowcount
+
+    def live_of(self, principal: Principal, now: float) -> list[Session]:
+        """A person's sessions that can still be used at ``now``, wherever they are, oldest first."""
+        rows = self._db.read(
+            "SELECT id, graph, thread, name, owner, grant_id, created_at, expires_at FROM sessions"
+            " WHERE tenant = ? AND issuer = ? AND subject = ? AND ended_at IS NULL AND expires_at > ?"
+            " ORDER BY created_at, rowid",
+            (principal.tenant, principal.issuer, principal.subject, now),
+        )
+        return [
+            Session(
+                id_,
+                Place(principal.tenant, graph, thread),
+                Principal(principal.tenant, principal.issuer, principal.subject, name),
+                owner,
+                grant_id,
+                created_at,
+                expires_at,
+            )
+            for id_, graph, thread, name, owner, grant_id, created_at, expires_at in rows
+        ]
 
 
 _NEWEST = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -10,9 +11,10 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .errors import SettingsError
+from .errors import NeedsError, SettingsError
+from .needs import origin_of
 
-__all__ = ["Settings", "is_loopback", "load_settings"]
+__all__ = ["Settings", "as_set", "is_loopback", "load_settings", "misspelt"]
 
 
 class Settings(BaseSettings):
@@ -29,11 +31,15 @@ class Settings(BaseSettings):
         data_dir: the folder of the database.
         key_file: the key ring, outside ``data_dir``.
         login: how a login in a conversation is asked for: ``device`` (RFC 8628) or ``browser`` (code with PKCE).
-        redirect_uri: where a browser login comes back to, on loopback (RFC 8252 §7.3).
+        redirect_uri: where a browser login comes back to: on loopback (RFC 8252 §7.3), or an https URL.
         visitor: everybody whom nobody named is this one visitor: for a server on your own machine, embedded world only.
+        ca_file: certificates (PEM) of authorities that are trusted beside the public ones: for an issuer in a private network.
     """
 
-    model_config = SettingsConfigDict(env_prefix="DEPUTIZE_", extra="ignore", hide_input_in_errors=True)
+    # A name that is misspelt in Python is an error; a variable that is set to nothing is one that is not set.
+    model_config = SettingsConfigDict(
+        env_prefix="DEPUTIZE_", extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     embedded: bool = False
     url: str = "http://127.0.0.1:2024"
@@ -47,6 +53,7 @@ class Settings(BaseSettings):
     login: Literal["device", "browser"] = "device"
     redirect_uri: str = "http://127.0.0.1/callback"
     visitor: str = ""
+    ca_file: Path | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -54,6 +61,12 @@ class Settings(BaseSettings):
             self._embed()
         else:
             self._require()
+        if not self.tenant:
+            raise ValueError("DEPUTIZE_TENANT is empty: every row and seal names a tenant")
+        back = urlsplit(self.redirect_uri)
+        if not (back.scheme == "https" and back.hostname) and not (back.scheme == "http" and _is_here(back.hostname)):
+            # Attack: over plain http to another machine, whoever listens on the way gets the code.
+            raise ValueError("DEPUTIZE_REDIRECT_URI is neither on loopback (http://127.0.0.1/…) nor an https URL")
         return self
 
     def _embed(self) -> None:
@@ -81,8 +94,11 @@ class Settings(BaseSettings):
             )
         if missing:
             raise ValueError(f"missing: {', '.join(missing)}")
-        parts = urlsplit(self.issuer)
-        if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment:
+        try:
+            https = origin_of(self.issuer).startswith("https://")
+        except NeedsError:
+            https = False
+        if not https or "?" in self.issuer or "#" in self.issuer:
             raise ValueError(
                 f"DEPUTIZE_ISSUER is {self.issuer!r}: an issuer is an https URL without query (RFC 8414 §2)"
             )
@@ -110,22 +126,26 @@ def is_loopback(url: str) -> bool:
         return False
     if parts.scheme != "http" or port is None or parts.path or parts.query or parts.fragment or parts.username:
         return False
-    if parts.hostname == "localhost":
+    return _is_here(parts.hostname)
+
+
+def _is_here(host: str | None) -> bool:
+    if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
 
 
-def load_settings(**given: Any) -> Settings:
-    """Settings from ``given``, then the environment.
+def load_settings(env_file: Path | None = None, **given: Any) -> Settings:
+    """Settings from ``given``, then the environment, then ``env_file``, a file of ``NAME=value`` lines.
 
     Raises:
         SettingsError: one line that names what is wrong and how it is spelled.
     """
     try:
-        return Settings(**given)
+        return Settings(**given) if env_file is None else _WithFile(**{"_env_file": env_file, **given})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -134,3 +154,30 @@ def load_settings(**given: Any) -> Settings:
         raise SettingsError(
             f"deputize is not configured: {name}{told}", "docs/settings.md lists every setting"
         ) from None
+
+
+class _WithFile(Settings):
+    """A file has other programs' variables in it too."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+
+class _AsSet(_WithFile):
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        return self
+
+
+def as_set(env_file: Path | None = None, **given: Any) -> Settings | None:
+    """What is set, complete or not, for whoever looks for the mistake in it; ``None`` if a value cannot be read at all."""
+    try:
+        return _AsSet(**{"_env_file": env_file, **given})
+    except ValidationError:
+        return None
+
+
+def misspelt() -> list[str]:
+    """Variables of the environment that look like settings and are none."""
+    prefix = str(Settings.model_config["env_prefix"])
+    known = {f"{prefix}{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)

@@ -14,6 +14,12 @@ __all__ = ["printable"]
 # unassigned, and the line and paragraph separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
+# Letters and marks that take no room all the same (Unicode's Default_Ignorable_Code_Point): the grapheme joiner, the
+# Hangul and Khmer fillers, the Mongolian and the supplementary variation selectors.
+_INVISIBLE = frozenset(
+    map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x3164, 0xFFA0))
+) | frozenset(map(chr, range(0xE0100, 0xE01F0)))
+
 
 def printable(text: str, *, limit: int = 200) -> str:
     """``text`` on one line, with control, bidirectional and zero-width characters escaped, cut at ``limit`` characters.
@@ -26,7 +32,7 @@ def printable(text: str, *, limit: int = 200) -> str:
     shown: list[str] = []
     length = 0
     for character in text:
-        hidden = unicodedata.category(character) in _HIDDEN
+        hidden = unicodedata.category(character) in _HIDDEN or character in _INVISIBLE
         piece = character.encode("unicode_escape").decode("ascii") if hidden else character
         length += len(piece)
         if length > limit:

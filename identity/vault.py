@@ -7,7 +7,9 @@ it got. Every change is a compare-and-set on ``generation``, so a loser never ov
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import SealError, SettingsError
 from .keyring import KeyRing
@@ -16,7 +18,7 @@ from .sealing import Context, RowKeys, row_context
 from .secret import Secret
 from .store import Database
 
-__all__ = ["Grant", "Vault", "verify_keyring"]
+__all__ = ["Grant", "Vault", "require_ring_of", "verify_keyring"]
 
 EARLY = 60.0
 """A subject token with less than this many seconds left is not used: the refresh happens early, not at the last moment."""
@@ -33,6 +35,7 @@ class Grant:
 
     Args:
         generation: counts the rotations of its refresh token.
+        scope: as it was asked for; what of it was granted, the issuer says at each exchange.
         expires_at: unix seconds; it ends then, however often it was refreshed.
         broken: why it does not work any more; empty while it does.
     """
@@ -78,21 +81,33 @@ class Vault:
             principal,
         )
 
-    def live_grant(self, principal: Principal, now: float) -> Grant | None:
-        """The newest grant of a person that still works at ``now``."""
-        return self._one(
+    def live_grant(self, principal: Principal, now: float, scopes: Iterable[str] = ()) -> Grant | None:
+        """The newest grant of a person that still works at ``now`` and was asked for with ``scopes``, and maybe more."""
+        found = self._all(
             "tenant = ? AND issuer = ? AND subject = ? AND expires_at > ? AND broken = ''"
-            " ORDER BY created_at DESC, rowid DESC LIMIT 1",
+            " ORDER BY created_at DESC, rowid DESC",
             (principal.tenant, principal.issuer, principal.subject, now),
             principal,
         )
+        wanted = set(scopes)
+        return next((grant for grant in found if wanted <= set(grant.scope.split())), None)
+
+    def grants_of(self, principal: Principal) -> list[Grant]:
+        """Every grant of a person, working or not."""
+        return self._all(
+            "tenant = ? AND issuer = ? AND subject = ?", (principal.tenant, principal.issuer, principal.subject), principal
+        )
 
     def _one(self, where: str, parameters: tuple[object, ...], principal: Principal) -> Grant | None:
+        found = self._all(where, parameters, principal)
+        return found[0] if found else None
+
+    def _all(self, where: str, parameters: tuple[object, ...], principal: Principal) -> list[Grant]:
         rows = self._db.read(f"SELECT {_COLUMNS} FROM grants WHERE {where}", parameters)  # noqa: S608
-        if not rows:
-            return None
-        id_, _, _, _, generation, refresh, subject, subject_until, scope, created_at, expires_at, broken = rows[0]
-        return Grant(id_, principal, generation, scope, created_at, expires_at, broken, refresh, subject, subject_until)
+        return [
+            Grant(id_, principal, generation, scope, created_at, expires_at, broken, refresh, subject, subject_until)
+            for id_, _, _, _, generation, refresh, subject, subject_until, scope, created_at, expires_at, broken in rows
+        ]
 
     def refresh_token(self, grant: Grant) -> Secret:
         """The refresh token, to be redeemed and for nothing else."""
@@ -167,18 +182,34 @@ def verify_keyring(database: Database, ring: KeyRing) -> None:
     Raises:
         SettingsError: it is another database's ring. Nothing is overwritten.
     """
-    context = row_context(table="marker", tenant="", row="1", field="sealed")
     if not database.read("SELECT 1 FROM marker"):
         with database.write() as db:
+            if db.execute("SELECT EXISTS (SELECT 1 FROM grants) OR EXISTS (SELECT 1 FROM requests)").fetchone()[0]:
+                # Not new: whoever removed the marker would have any ring accepted, and the rows locked away.
+                raise SettingsError(
+                    f"The database {database.path} does not say which key ring it belongs to",
+                    "Restore the database from its backup; nothing was changed",
+                )
             db.execute(
                 "INSERT INTO marker (id, sealed) VALUES (1, ?) ON CONFLICT DO NOTHING",
-                (ring.rows.seal("deputize", context),),
+                (ring.rows.seal("deputize", _MARKER),),
             )
-    sealed = database.read("SELECT sealed FROM marker WHERE id = 1")[0][0]
+    require_ring_of(database.read("SELECT sealed FROM marker WHERE id = 1")[0][0], ring, database.path)
+
+
+_MARKER = row_context(table="marker", tenant="", row="1", field="sealed")
+
+
+def require_ring_of(marker: str, ring: KeyRing, path: Path) -> None:
+    """Refuse a key ring that did not seal ``marker``, the marker row of the database at ``path``.
+
+    Raises:
+        SettingsError: it is another database's ring.
+    """
     try:
-        ring.rows.open(sealed, context)
+        ring.rows.open(marker, _MARKER)
     except SealError:
         raise SettingsError(
-            f"The key ring does not belong to the database {database.path}",
+            f"The key ring does not belong to the database {path}",
             "Restore the key ring that sealed it; nothing was changed",
         ) from None

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import httpx
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -23,7 +27,10 @@ from agent.tools import trading_tools
 from agent.world import Loopback, Running, World, install
 from graphs.assistant import build_assistant
 from identity import Identity
+from identity.keyring import KeyRing, create_keyring, load_keyring
+from identity.sessions import Place, Session
 from identity.settings import load_settings
+from identity.store import Database
 
 __all__ = [
     "URL",
@@ -35,10 +42,12 @@ __all__ = [
     "assistant",
     "calls",
     "config",
+    "history_faults",
     "inside",
     "last",
     "requests",
     "say",
+    "sign_in",
 ]
 
 URL = "http://127.0.0.1:2024"
@@ -213,3 +222,136 @@ def as_caller(world: Inside, username: str) -> Iterator[None]:
     """The block runs for one of the people."""
     with world.identity.caller(world.person(username).principal):
         yield
+
+
+# -- answers that are not what the world would say, and servers on real sockets ----------------------------------------
+
+
+def answered(
+    world: Inside, grant: str, change: Callable[[dict[str, Any]], Any], *, path: str = "/issuer/token"
+) -> None:
+    """From here on ``change`` edits what the issuer answers at ``path`` to requests of the grant type ``grant``.
+
+    ``change`` gets the JSON object of a successful answer and returns what is answered instead; ``grant`` may be empty for
+    requests that have none. The real answer has been made: a code, a refresh token or an approval is spent.
+    """
+    send = world.network.handle_async_request
+
+    async def changed(request: httpx.Request) -> httpx.Response:
+        answer = await send(request)
+        if request.url.path != path or answer.status_code != 200:
+            return answer
+        form = dict(parse_qsl((await request.aread()).decode()))
+        if not form.get("grant_type", "").endswith(grant):
+            return answer
+        return httpx.Response(200, json=change(json.loads(await answer.aread())))
+
+    world.network.handle_async_request = changed  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def listening(status: int = 200, body: str = "{}", **headers: str) -> Iterator[tuple[str, list[str]]]:
+    """For tests that say ``real``: a server on loopback that answers everything alike; its origin, and what came in."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.requestline)
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.send_response(status)
+            for name, value in {"content-type": "application/json", **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("content-length", str(len(body.encode())))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_CONNECT = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def stored(folder: Path) -> tuple[Database, KeyRing]:
+    """An empty database below ``folder``, and its key ring. Called again, the same ones, as another process has them."""
+    ring = folder / "keys" / "keyring.json"
+    if not ring.exists():
+        create_keyring(ring, folder / "data", 0.0)
+    return Database(folder / "data" / "deputize.db"), load_keyring(ring, folder / "data")
+
+
+__all__ += ["answered", "listening", "stored"]
+
+
+async def sign_in(world: Inside, graph: Any, username: str = "alice", thread: str = "t1") -> dict[str, Any]:
+    """A message that needs a user, that person's sign-in, and what the run then ended with."""
+    asked = requests(await say(graph, thread=thread))
+    assert [request["kind"] for request in asked] == ["login"]
+    await world.person(username).sign_in(asked[0])
+    state: dict[str, Any] = await world.identity.resume(graph, config(thread))
+    return state
+
+
+def history_faults(messages: Sequence[BaseMessage]) -> list[str]:
+    """What an OpenAI-style model would refuse in a history, by the strictest public rules; empty if it is sound.
+
+    Every call of an assistant's message is answered exactly once, by the ``tool`` messages directly behind it and nowhere
+    else; ids are there and unique; names and arguments are spelled as the wire wants them.
+    """
+    faults = []
+    ids = [message.id for message in messages]
+    if None in ids or len(set(ids)) != len(ids):
+        faults.append(f"message ids are missing or not unique: {ids}")
+    open_ids: list[str] = []
+    for place, message in enumerate(convert_to_openai_messages(list(messages))):
+        here = f"message {place} ({message['role']})"
+        if message["role"] == "tool":
+            if message["tool_call_id"] not in open_ids:
+                faults.append(f"{here} answers {message['tool_call_id']!r}, which is not open")
+            else:
+                open_ids.remove(message["tool_call_id"])
+            continue
+        if open_ids:
+            faults.append(f"{here} stands before the answers to {open_ids}")
+        called = message.get("tool_calls") or []
+        open_ids = [call["id"] for call in called]
+        if not all(open_ids) or len(set(open_ids)) != len(open_ids):
+            faults.append(f"{here} has calls without ids, or with equal ones: {open_ids}")
+        for call in called:
+            function = call["function"]
+            if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", function["name"]):
+                faults.append(f"{here} calls {function['name']!r}")
+            if not isinstance(json.loads(function["arguments"]), dict):
+                faults.append(f"{here} calls {function['name']} with {function['arguments']!r}")
+    if open_ids:
+        faults.append(f"the history ends without the answers to {open_ids}")
+    return faults
+
+
+async def signed_in(
+    world: Inside, username: str = "alice", thread: str = "t1", identity: Identity | None = None
+) -> Session:
+    """A session of one of the people in a thread of the assistant, by the device login on the real pages."""
+    identity, person = identity or world.identity, world.person(username)
+    place = Place(identity.settings.tenant, "assistant", thread)
+    scopes = ("portfolio:read", "orders:write")
+    request = await identity.transport.acall(identity.asking.login, place, person.principal, "m-login", scopes)
+    if request is not None:
+        await person.sign_in(request.shown())
+        world.clock.advance(request.interval)
+        assert await identity.transport.acall(identity.asking.poll, request)
+    session = identity.sessions.of(place)
+    assert session is not None
+    return session
+
+
+__all__ += ["signed_in"]

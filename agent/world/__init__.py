@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import shutil
 import socket
 import tempfile
@@ -95,7 +96,8 @@ class Loopback:
         if scope["type"] in ("http", "websocket") and scope.get("root_path") != "/noauth":
             headers = scope["headers"]
             hosts = [value for name, value in headers if name == b"host"]
-            if len(hosts) != 1 or hosts[0].lower() not in self._hosts or any(name in _FORWARDED for name, _ in headers):
+            elsewhere = len(hosts) != 1 or hosts[0].lower() not in self._hosts
+            if elsewhere or any(name in _FORWARDED for name, _ in headers) or not _is_local(scope.get("client")):
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": 1008})
                     return
@@ -106,6 +108,14 @@ class Loopback:
                 await JSONResponse(told, 421)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _is_local(client: tuple[str, int] | None) -> bool:
+    """Whether the peer is this machine: what a ``Host`` header says is the peer's own word (a server bound to 0.0.0.0)."""
+    try:
+        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +20,7 @@ from authlib.oauth2.rfc6749.grants import AuthorizationCodeGrant, ClientCredenti
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oauth2.rfc8628 import DEVICE_CODE_GRANT_TYPE, DeviceCodeGrant
 
-from identity.authority import CibaError
+from identity.authority import CibaError, strict_json
 from identity.errors import TokenError
 
 from .server import Registration, Server
@@ -34,6 +33,9 @@ _METHODS = ["private_key_jwt"]
 _WITH_PUBLIC = ["private_key_jwt", "none"]
 CODE_LIFETIME = 60
 _TOKEN_LIMIT = 16_384
+
+DETAIL_TYPES = ("stock_order", "tool_call")
+"""``authorization_details`` types: of the trading API, and of any guarded tool."""
 
 
 class InvalidTargetError(OAuth2Error):  # type: ignore[misc]
@@ -58,11 +60,11 @@ class _Shared:
         return subject
 
     def audience(self, client: Registration) -> str | None:
-        """The ``resource`` asked for, if the client may call it (RFC 8707; casebook C2)."""
-        resource = self.request.form.get("resource") or self.request.form.get("audience")
-        if resource and resource not in client.audiences:
-            raise InvalidTargetError("This client may not call that resource")
-        return cast("str | None", resource)
+        """The ``resource`` asked for, if the client may call it (RFC 8707, RFC 8693 §2.1; casebook C2)."""
+        named = {self.request.form.get("resource"), self.request.form.get("audience")} - {None, ""}
+        if len(named) > 1 or not named <= client.audiences:
+            raise InvalidTargetError("This client may not call that resource, or it named two")
+        return cast("str | None", next(iter(named), None))
 
     def signed_in(
         self, *, subject: str, client: Registration, scope: str, grant_id: str, auth_time: float, nonce: str
@@ -123,6 +125,14 @@ class CodeGrant(_Shared, AuthorizationCodeGrant):  # type: ignore[misc]
     """RFC 6749 §4.1. A code that comes twice revokes what it had brought (casebook A4)."""
 
     TOKEN_ENDPOINT_AUTH_METHODS = _WITH_PUBLIC
+
+    @staticmethod
+    def validate_authorization_redirect_uri(request: Any, client: Registration) -> str:
+        """Authlib quotes a wrong one in an error, and fails where an error may not hold its characters."""
+        redirect_uri: str = request.payload.redirect_uri or ""
+        if not client.check_redirect_uri(redirect_uri):
+            raise InvalidRequestError("The redirect_uri is not one that is registered for this client")
+        return redirect_uri
 
     def save_authorization_code(self, code: str, request: Any) -> None:
         now, data, person = self.tokens.clock(), request.payload.data, request.user
@@ -416,10 +426,7 @@ class CibaGrant(_Shared, BaseGrant, TokenEndpointMixin):  # type: ignore[misc]
 
     def create_token_response(self) -> tuple[int, dict[str, Any], Any]:
         client, approval, jti = self.request.client, self.approval, secrets.token_urlsafe(16)
-        former = self.server.authority.redeem(approval, jti)
-        if former is not None:
-            self.tokens.revoke(former)  # taken twice: the first token is dead too (casebook B2)
-            raise InvalidGrantError("The auth_req_id was used before")
+        # The token is on record before the approval is taken for it: whoever comes second finds it and revokes it.
         answer = self.tokens.access(
             subject=approval.subject,
             client_id=client.client_id,
@@ -430,6 +437,11 @@ class CibaGrant(_Shared, BaseGrant, TokenEndpointMixin):  # type: ignore[misc]
             details=approval.details or None,
             jti=jti,
         )
+        former = self.server.authority.redeem(approval, jti)
+        if former is not None:  # taken twice: the first token is dead too (casebook B2)
+            for each in (former, jti):
+                self.tokens.revoke(each)
+            raise InvalidGrantError("The auth_req_id was used before")
         answer["id_token"] = self.tokens.identity(
             subject=approval.subject,
             client_id=client.client_id,
@@ -456,16 +468,23 @@ GRANTS: tuple[tuple[type, list[Any]], ...] = (
 
 
 def granted_details(text: str) -> list[dict[str, Any]]:
-    """``authorization_details`` of a request (RFC 9396 §2), or a refusal."""
+    """``authorization_details`` of a request (RFC 9396 §2), or a refusal: an unknown type is not processed (§5)."""
     try:
-        found = json.loads(text) if text else []
-    except (ValueError, RecursionError):
+        found = strict_json(text) if text else []
+    except ValueError:
         found = None
-    if not isinstance(found, list) or not all(isinstance(d, dict) and isinstance(d.get("type"), str) for d in found):
-        error = OAuth2Error(description="The authorization_details are malformed")
+    if not isinstance(found, list) or not all(isinstance(detail, dict) and _well_formed(detail) for detail in found):
+        error = OAuth2Error(description="The authorization_details are malformed, or of an unknown type")
         error.error = "invalid_authorization_details"
         raise error
     return found
 
 
-__all__ += ["DEVICE_CODE_GRANT_TYPE", "granted_details"]
+def _well_formed(detail: dict[str, Any]) -> bool:
+    lists = (detail.get(name, []) for name in ("locations", "actions", "datatypes", "privileges"))
+    return detail.get("type") in DETAIL_TYPES and all(
+        isinstance(items, list) and all(isinstance(item, str) for item in items) for items in lists
+    )
+
+
+__all__ += ["DETAIL_TYPES", "DEVICE_CODE_GRANT_TYPE", "granted_details"]

@@ -84,7 +84,7 @@ def install(folder: Path, url: str, environment: Mapping[str, str] = os.environ)
             f"The embedded world cannot be served at {url}",
             "It is for development on this machine: use http://127.0.0.1:PORT",
         )
-    if environment.get("DEPUTIZE_ISSUER", f"{url}/issuer") != f"{url}/issuer":
+    if environment.get("DEPUTIZE_ISSUER", "") not in ("", f"{url}/issuer"):
         raise SettingsError(
             "DEPUTIZE_ISSUER names an issuer of your own, so the embedded world does not start", "Unset one of the two"
         )
@@ -98,16 +98,29 @@ def install(folder: Path, url: str, environment: Mapping[str, str] = os.environ)
             for username, name in _PEOPLE.items()
         }
         create_private(people_file, json.dumps(made, indent=2) + "\n")
-    people = _json(people_file, "The people's file")
     return Installation(
         folder=folder,
         url=url,
-        people={u: PersonRecord(u, p["name"], p["sub"], p["password"]) for u, p in people.items()},
+        people=_people(people_file),
         signing_key=_key(folder / "issuer-key.json"),
         agent_key=_key(folder / "agent-client.json").as_dict(private=False),
         trading_key=_key(folder / "trading-client.json").as_dict(private=False),
         database=Database(folder / "world.db", MIGRATIONS),
     )
+
+
+def _people(path: Path) -> dict[str, PersonRecord]:
+    what = "The people's file"
+    try:
+        found = {
+            username: PersonRecord(username, str(person["name"]), str(person["sub"]), str(person["password"]))
+            for username, person in _json(path, what).items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        found = {}
+    if not found:
+        raise SettingsError(f"{what} {path} is damaged", _WAY_OUT)
+    return found
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from authlib.oauth2.rfc6749 import InvalidClientError, InvalidRequestError, OAuth2Error, UnauthorizedClientError
+from authlib.oauth2.rfc6749 import InvalidRequestError, OAuth2Error, UnauthorizedClientError
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -20,7 +20,7 @@ from identity.errors import TokenError
 from identity.oauth.authorization import local_path
 from identity.text import printable
 
-from .grants import DEVICE_CODE_GRANT_TYPE, GRANTS, InvalidTargetError, granted_details
+from .grants import DETAIL_TYPES, DEVICE_CODE_GRANT_TYPE, GRANTS, InvalidTargetError, granted_details
 from .installation import Installation
 from .people import People
 from .server import SCOPES, Server
@@ -66,6 +66,7 @@ class Issuer:
             self.server.register_grant(grant, extensions)
         self._clock = clock
         self._pages = templates(Path(__file__).parent / "templates")
+        self._pages.globals["sign_out"] = f"{self.base}/logout"
         parts = urlsplit(world.url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
 
@@ -108,7 +109,7 @@ class Issuer:
             "token_endpoint_auth_signing_alg_values_supported": ["ES256"],
             "code_challenge_methods_supported": ["S256"],
             "authorization_response_iss_parameter_supported": True,
-            "authorization_details_types_supported": ["stock_order", "tool_call"],
+            "authorization_details_types_supported": list(DETAIL_TYPES),
             "scopes_supported": list(SCOPES),
             "grant_types_supported": [grant.GRANT_TYPE for grant, _ in GRANTS],  # type: ignore[attr-defined]
         }
@@ -134,8 +135,6 @@ class Issuer:
                 client = self.server.authenticate_client(request, ["private_key_jwt", "none"])
                 return handler(inbound, client)
             except OAuth2Error as error:
-                if isinstance(error, InvalidClientError):
-                    error.status_code = 401
                 answer: Response = self.server.handle_error_response(request, error)
                 return answer
 
@@ -210,14 +209,16 @@ class Issuer:
         )
 
     def _introspect(self, inbound: Inbound, client: Any) -> Response:
-        """RFC 7662: an API asks about tokens that are for it; about others it learns nothing (§4)."""
-        audiences = [*client.audiences, client.client_id] if client.key is not None else []
-        for audience in audiences:
+        """RFC 7662: an API asks about tokens that are for it, a client about its own; of others they learn nothing (§4)."""
+        if client.key is None:
+            raise UnauthorizedClientError("Only confidential clients may ask (RFC 7662 section 2.1)")
+        for audience in filter(None, (client.api, client.client_id, *client.audiences)):
             try:
-                claims = self.tokens.introspected(inbound.fields.get("token", ""), audience)
+                claims = self.tokens.introspected(inbound.fields.get("token", ""), audience) or {}
             except (TokenError, OAuth2Error):
                 continue
-            return JSONResponse({"active": True, **(claims or {})})
+            if audience not in client.audiences or claims["client_id"] == client.client_id:
+                return JSONResponse({"active": True, **claims})
         return JSONResponse({"active": False})
 
     def _revoke(self, inbound: Inbound, client: Any) -> Response:
@@ -243,7 +244,9 @@ class Issuer:
     def signed_in(self, inbound: Inbound) -> SignedIn | None:
         """Who is signed in, in this browser (the authority asks too)."""
         browser = self.people.browser(inbound.cookies.get(_COOKIE, ""))
-        return browser if browser is not None and browser.subject else None
+        if browser is None or not browser.subject or self.tokens.disabled("user", browser.subject):
+            return None  # a person who was disabled is signed out everywhere (casebook C5)
+        return browser
 
     def sign_in_url(self, return_to: str) -> str:
         """The login page, to come back to a local path."""
@@ -307,16 +310,19 @@ class Issuer:
             if error.redirect_uri:
                 request = self.server.create_oauth2_request(query)
                 answer: Response = self.server.handle_error_response(request, error)
-                self.server._extensions[0].add_issuer_parameter(self.server, answer)
+                self.server.issuer_parameter.add_issuer_parameter(self.server, answer)
                 return answer
-            text = printable(error.description or error.error, limit=300)
-            return self._page("message.html", 400, person=None, title="This sign-in link does not work", text=text)
+            reason = printable(error.description or error.error, limit=300)
+            return self._page(
+                "message.html", 400, person=None, title="This sign-in link does not work",
+                text=f"Go back to where you found it, and start again. The reason, for its maker: {reason}.",
+            )  # fmt: skip
         person = self.signed_in(inbound)
         if person is None:
             parts = urlsplit(inbound.url)
             return RedirectResponse(self.sign_in_url(f"{parts.path}?{parts.query}"), 303)
         client, redirect_uri = grant.request.client, grant.redirect_uri
-        if inbound.method == "GET":
+        if inbound.method != "POST":
             return self._page(
                 "consent.html", person=person, client=client.name, scopes=_meanings(grant.request.scope),
                 action=f"{self.base}/authorize?{urlencode(inbound.query)}",
@@ -338,7 +344,7 @@ class Issuer:
         person = self.signed_in(inbound)
         if person is None:
             return RedirectResponse(self.sign_in_url(f"{self._path}/device"), 303)
-        if inbound.method == "GET":  # a code in the link is not read: whoever sent it chose it
+        if inbound.method != "POST":  # a code in the link is not read: whoever sent it chose it
             return self._page("device.html", person=person, told="")
         if not same_origin(inbound, self._origin, person.csrf):
             return self._refused(person)
@@ -377,7 +383,10 @@ class Issuer:
                     self._clock(),
                 ),
             )
-        if changed.rowcount == 1 and decision == "approve":
+        if changed.rowcount != 1:
+            told = "This code has been used meanwhile, or its time is over. Nothing was changed."
+            return self._page("device.html", 409, person=person, told=told)
+        if decision == "approve":
             self.tokens.consent(person.subject, client_id)
         title, text = ("Signed in", "You can close this page and go back to the chat.")
         if decision == "deny":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import json
 import secrets
 from collections.abc import Callable
 
-from identity.authority import SignedIn
+from identity.authority import SignedIn, strict_json
 
 from .installation import Installation, PersonRecord
 from .storage import fingerprint
@@ -30,12 +29,13 @@ class People:
     def hinted(self, hint: str, issuer: str) -> PersonRecord | None:
         """The person whom a CIBA ``login_hint`` names: ``iss_sub`` JSON (RFC 9493) or a user name, compared as a whole.
 
-        Nothing in a hint is merged or evaluated: other members are not looked at (casebook B5).
+        Nothing in a hint is merged or evaluated: one with other members, or with a member twice, means nobody. A quote in
+        a user id that somebody pasted into a hint would else name another person (casebook B5).
         """
         if hint.startswith("{"):
             try:
-                found = json.loads(hint)
-            except (ValueError, RecursionError):
+                found = strict_json(hint)
+            except ValueError:
                 return None
             if set(found) != {"format", "iss", "sub"} or (found["format"], found["iss"]) != ("iss_sub", issuer):
                 return None

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from authlib.oauth2.rfc6749 import AuthorizationServer, ClientMixin, InvalidClientError, OAuth2Payload, OAuth2Request
+from authlib.common.urls import add_params_to_uri
+from authlib.oauth2.rfc6749 import (
+    AuthorizationServer,
+    ClientMixin,
+    InvalidClientError,
+    InvalidRequestError,
+    OAuth2Error,
+    OAuth2Payload,
+    OAuth2Request,
+)
 from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
 from authlib.oauth2.rfc9207 import IssuerParameter
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -26,6 +36,8 @@ __all__ = ["SCOPES", "Registration", "Server"]
 SCOPES = ("openid", "profile", "offline_access", "portfolio:read", "orders:write")
 
 _AUTH_METHOD = "private_key_jwt"
+_ASSERTION_LIFETIME = 3600
+_RESPONSE_TYPE = re.compile(r"[a-z_ ]{0,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,7 @@ class Registration(ClientMixin):  # type: ignore[misc]  # Authlib is untyped
     Args:
         key: its public JWK; ``None`` for a public client, which proves nothing.
         audiences: the APIs that it may be given tokens for.
+        api: the API that it is itself; it may ask about tokens for that one.
     """
 
     client_id: str
@@ -43,6 +56,7 @@ class Registration(ClientMixin):  # type: ignore[misc]  # Authlib is untyped
     redirect_uris: tuple[str, ...] = ()
     audiences: frozenset[str] = frozenset()
     key: Mapping[str, Any] | None = None
+    api: str = ""
 
     def get_client_id(self) -> str:
         return self.client_id
@@ -126,8 +140,6 @@ class _Issuer(IssuerParameter):  # type: ignore[misc]
         """RFC 9207 §2, on error responses too: Starlette keeps the location in a header."""
         location = response.headers.get("location")
         if location:
-            from authlib.common.urls import add_params_to_uri
-
             response.headers["location"] = add_params_to_uri(location, [("iss", self._issuer)])
 
 
@@ -164,8 +176,11 @@ class _Assertion(JWTBearerClientAssertion):  # type: ignore[misc]
             raise InvalidClientError(description="The assertion is of another client")
         if claims.get("aud") != self._server.world.issuer:
             raise InvalidClientError(description="The assertion's audience is not this issuer")
-        if not isinstance(expires_at, int | float) or now >= expires_at + LEEWAY or expires_at > now + 3600:
+        if not isinstance(expires_at, int | float) or not now - LEEWAY < expires_at <= now + _ASSERTION_LIFETIME:
             raise InvalidClientError(description="The assertion has expired, or lives too long")
+        not_before = claims.get("nbf", 0)
+        if not isinstance(not_before, int | float) or not not_before <= now + LEEWAY:  # NaN is neither
+            raise InvalidClientError(description="The assertion is not valid yet")
         if not isinstance(jti, str) or not 8 <= len(jti) <= 256:
             raise InvalidClientError(description="The assertion has no usable jti")
         with self._server.world.database.write() as db:
@@ -188,7 +203,8 @@ class Server(AuthorizationServer):  # type: ignore[misc]
         self.authority = authority
         self.clients = {client.client_id: client for client in _clients(world)}
         self.register_client_auth_method(_AUTH_METHOD, _Assertion(self))
-        self.register_extension(_Issuer(world.issuer))
+        self.issuer_parameter = _Issuer(world.issuer)
+        self.register_extension(self.issuer_parameter)
 
     def query_client(self, client_id: str | None) -> Registration | None:
         client = self.clients.get(client_id or "")
@@ -197,18 +213,30 @@ class Server(AuthorizationServer):  # type: ignore[misc]
     def save_token(self, token: Mapping[str, Any], request: OAuth2Request) -> None:
         """Tokens are recorded where they are made."""
 
+    def get_authorization_grant(self, request: Any) -> Any:
+        """Authlib quotes an unknown ``response_type`` in an error, and fails where an error may not hold its characters."""
+        if not _RESPONSE_TYPE.fullmatch(request.payload.response_type or ""):
+            raise InvalidRequestError("The response_type is malformed")
+        return super().get_authorization_grant(request)
+
     def send_signal(self, name: str, *args: object, **kwargs: object) -> None:
         """Nobody listens."""
 
     def create_oauth2_request(self, request: Any) -> Any:
         return request if isinstance(request, OAuth2Request) else _Request(request)
 
+    def handle_error_response(self, request: Any, error: OAuth2Error) -> Response:
+        if isinstance(error, InvalidClientError):
+            error.status_code = 401  # RFC 6749 §5.2, CIBA Core §13; at every endpoint alike
+        answer: Response = super().handle_error_response(request, error)
+        return answer
+
     def handle_response(self, status: int, body: Any, headers: Any) -> Response:
         named = {str(name).lower(): str(value) for name, value in headers}
         if 300 <= status < 400:
             return RedirectResponse(named["location"], 303)  # never 307: a form is not sent on (RFC 9700 §4.12)
-        if status == 401:
-            named.setdefault("www-authenticate", 'Bearer realm="issuer"')
+        if status == 401:  # a challenge has a realm (RFC 7617 §2); Authlib's has none
+            named["www-authenticate"] = 'Basic realm="issuer", error="invalid_client"'
         payload = json.loads(body) if isinstance(body, str) and body else body or {}
         return JSONResponse(payload, status, headers={k: v for k, v in named.items() if k != "content-type"})
 
@@ -232,5 +260,5 @@ def _clients(world: Installation) -> list[Registration]:
             frozenset({world.trading}),
             world.agent_key,
         ),
-        Registration(TRADING, "Trading API", frozenset(), key=world.trading_key, audiences=frozenset({world.trading})),
+        Registration(TRADING, "Trading API", frozenset(), key=world.trading_key, api=world.trading),
     ]

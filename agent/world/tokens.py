@@ -160,9 +160,12 @@ class Tokens:
         return claims
 
     def active(self, jti: str) -> bool:
-        """Whether an access token stands: known, not expired, not revoked, its person and client not disabled."""
+        """Whether an access token stands: known, not expired, neither it nor its grant revoked, its person and client not
+        disabled. The grant is asked too, since a token may be made in the moment in which its family is revoked."""
         rows = self._db.read(
-            "SELECT client_id, subject, expires_at, revoked_at FROM access_tokens WHERE id = ?", (jti,)
+            "SELECT t.client_id, t.subject, t.expires_at, coalesce(t.revoked_at, g.revoked_at)"
+            " FROM access_tokens t JOIN grants g ON g.id = t.grant_id WHERE t.id = ?",
+            (jti,),
         )
         if not rows:
             return False

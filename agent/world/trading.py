@@ -7,18 +7,19 @@ exactly what it is asked to do, and counts them once (casebook B18).
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import httpx
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from identity.authority import Inbound, endpoint
+from identity.authority import Inbound, endpoint, strict_json
 from identity.errors import DeputizeError, TokenError
 from identity.keyring import load_client
 from identity.oauth.client import authenticated
@@ -37,6 +38,8 @@ ORDER_LIMIT = Decimal("1000.00")
 
 PRICES = {"ACME": "98.40", "NOVA": "41.15", "ORBT": "12.70", "HALO": "230.00"}
 _HOLDINGS = {"ACME": 12, "NOVA": 40}
+_ORDER = "stock_order"
+_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,15 @@ class Order:
 
 
 class _RefusalError(Exception):
+    """An answer of RFC 6750 §3.1: a challenge with 401 and 403; it names no error to who had sent no token."""
+
     def __init__(self, status: int, error: str, description: str, challenge: str = "") -> None:
         super().__init__(description)
+        told = f', error="{error}"' if error != "token_required" else ""
         self.answer = JSONResponse(
             {"error": error, "error_description": description},
             status,
-            headers={"www-authenticate": f'Bearer realm="trading", error="{error}"{challenge}'}
-            if status in (401, 403)
-            else None,
+            headers={"www-authenticate": f'Bearer realm="trading"{told}{challenge}'} if status in (401, 403) else None,
         )
 
 
@@ -164,7 +168,9 @@ class Trading:
         before = self._db.read("SELECT id, body FROM orders WHERE key = ?", (key,))
         if before:
             return self._again(before[0], body)
-        details = self._approved(claims, symbol, quantity, limit) if quantity * limit > ORDER_LIMIT else ""
+        # A token for one order is good for that one only, however small another would be.
+        bound = any(detail.get("type") == _ORDER for detail in claims.authorization_details)
+        details = self._approved(claims, symbol, quantity, limit) if bound or quantity * limit > ORDER_LIMIT else ""
         price = self.price(symbol)
         if price is None:
             raise _RefusalError(404, "unknown_symbol", f"There is no such symbol. There are: {', '.join(PRICES)}")
@@ -191,7 +197,7 @@ class Trading:
 
     def _approved(self, claims: AccessTokenClaims, symbol: str, quantity: int, limit: Decimal) -> str:
         """The digest of the approval that fits this very order; it is stored with the order, once."""
-        details = [d for d in claims.authorization_details if d.get("type") == "stock_order"]
+        details = [d for d in claims.authorization_details if d.get("type") == _ORDER]
         challenge = f', max_order="{ORDER_LIMIT}"'
         if len(details) != 1 or len(claims.authorization_details) != 1:
             raise _RefusalError(
@@ -220,7 +226,7 @@ class Trading:
     def _token(self, inbound: Inbound, scope: str) -> AccessTokenClaims:
         kind, _, token = inbound.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token:
-            raise _RefusalError(401, "invalid_token", "Send an access token")
+            raise _RefusalError(401, "token_required", "Send an access token")
         try:
             keys = self._transport.call(self._keys, key_id(token))
             claims = validate_access_token(
@@ -267,9 +273,9 @@ class Trading:
 
 def _order_of(body: bytes) -> tuple[str, int, Decimal]:
     try:
-        order = json.loads(body)
+        order = strict_json(body)
         symbol, quantity, limit = order["symbol"], order["quantity"], _decimal(order["limit"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         symbol, quantity, limit = None, None, None
     if (
         not isinstance(symbol, str)
@@ -285,13 +291,8 @@ def _order_of(body: bytes) -> tuple[str, int, Decimal]:
 
 
 def _decimal(value: object) -> Decimal | None:
-    if not isinstance(value, str) or len(value) > 20:
-        return None
-    try:
-        found = Decimal(value)
-    except InvalidOperation:
-        return None
-    return found if found.is_finite() else None
+    """An amount in plain digits: ``1E+999999`` and ``1_000`` are decimals too, but nobody's idea of a limit."""
+    return Decimal(value) if isinstance(value, str) and _AMOUNT.fullmatch(value) else None
 
 
 def _shown(order: Order) -> dict[str, Any]:

@@ -6,7 +6,7 @@ approve or deny. An authorization server calls it; it knows no grant, no token a
 
 from .pages import authority_routes
 from .service import Approval, Authority, CibaError, approvals_table
-from .web import Inbound, SignedIn, endpoint, templates
+from .web import Inbound, SignedIn, endpoint, strict_json, templates
 
 __all__ = [
     "Approval",
@@ -17,5 +17,6 @@ __all__ = [
     "approvals_table",
     "authority_routes",
     "endpoint",
+    "strict_json",
     "templates",
 ]

@@ -18,6 +18,7 @@ from .web import Inbound, SignedIn, endpoint, page, same_origin
 
 __all__ = ["Host", "authority_routes"]
 
+_APART = frozenset({"type", "actions", "locations", "arguments", "digest"})
 _STYLE = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 
 
@@ -102,6 +103,9 @@ def authority_routes(authority: Authority, host: Host, environment: jinja2.Envir
 def _shown(approval: Approval, now: float) -> dict[str, Any]:
     """What a page says about a request: what the server holds, spelled so that nothing in it can mislead (casebook B10)."""
     left = max(0, int(approval.expires_at - now))
+    actions = [_action(detail) for detail in approval.details]
+    access = printable(" ".join(scope for scope in approval.scope.split() if scope != "openid"))
+    resource = printable(approval.resource)
     return {
         "id": quote(approval.id, safe=""),
         "agent": printable(approval.client_name),
@@ -109,20 +113,28 @@ def _shown(approval: Approval, now: float) -> dict[str, Any]:
         "state": approval.state_at(now),
         "left": f"{left // 60} min {left % 60:02d} s",
         "asked_at": time.strftime("%d %b %Y, %H:%M UTC", time.gmtime(approval.created_at)),
-        "actions": [_action(detail) for detail in approval.details],
-        "what": ", ".join(_words(a) for d in approval.details for a in d.get("actions", [])) or approval.scope,
-        "resource": printable(approval.resource),
+        "actions": actions,
+        "what": ", ".join(action["what"] for action in actions) or access or "Sign in",
+        "brief": printable(", ".join(value for action in actions for _, value in action["rows"]), limit=60),
+        "access": access,
+        "resource": resource if resource not in [place for action in actions for place in action["where"]] else "",
     }
 
 
 def _action(detail: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = detail.get("arguments")
-    rows = list(arguments.items()) if isinstance(arguments, Mapping) else []
+    """Every member is shown, known or not: what is not on the page is not approved. Only the digest is for machines."""
+    arguments = detail.get("arguments", {})
+    rows = list(arguments.items()) if isinstance(arguments, Mapping) else [("arguments", arguments)]
+    rows += [(name, value) for name, value in detail.items() if name not in _APART]
     return {
-        "what": ", ".join(_words(action) for action in detail.get("actions", [])),
-        "where": ", ".join(printable(str(place)) for place in detail.get("locations", [])),
-        "rows": [(_words(str(name)), _value(value)) for name, value in rows],
+        "what": ", ".join(_words(action) for action in _listed(detail.get("actions"))) or _words(detail.get("type")),
+        "where": [printable(str(place)) for place in _listed(detail.get("locations"))],
+        "rows": [(_words(name), _value(value)) for name, value in rows],
     }
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _words(name: object) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlite_utils import Database as Schema
 
+from ..canonical import canonical
 from ..errors import DeputizeError
 from ..store import Database
 
@@ -23,6 +24,10 @@ _COLUMNS = (
     "id, client_id, client_name, subject, scope, resource, details, binding_message, state, interval, polled_at, created_at,"
     " expires_at, decided_at, auth_time, redeemed_jti"
 )
+
+
+_COLLECTED_WITHIN = 60.0
+"""Seconds after the expiry in which an approval of the last moment can still be collected: clients poll with pauses."""
 
 
 class CibaError(DeputizeError):
@@ -127,7 +132,12 @@ class Authority:
         binding_message: str,
         lifetime: float,
     ) -> Opened:
-        """Record a request of an authenticated client."""
+        """Record a request of an authenticated client.
+
+        Raises:
+            UsageError: ``details`` are nested too deeply to be shown, or have no one spelling.
+        """
+        canonical(list(details))
         auth_req_id, id_, now = secrets.token_urlsafe(32), secrets.token_urlsafe(12), self.clock()
         with self._db.write() as db:
             db.execute(
@@ -158,10 +168,11 @@ class Authority:
         return _first(self._db.read(f"SELECT {_COLUMNS} FROM approvals WHERE id = ? AND subject = ?", (id_, subject)))  # noqa: S608
 
     def inbox(self, subject: str, limit: int = 50) -> list[Approval]:
-        """A person's requests, newest first."""
+        """A person's requests: what waits for them first, then newest first."""
         rows = self._db.read(
-            f"SELECT {_COLUMNS} FROM approvals WHERE subject = ? ORDER BY created_at DESC LIMIT ?",  # noqa: S608
-            (subject, limit),
+            f"SELECT {_COLUMNS} FROM approvals WHERE subject = ?"  # noqa: S608
+            " ORDER BY state = 'pending' AND expires_at > ? DESC, created_at DESC, rowid DESC LIMIT ?",
+            (subject, self.clock(), limit),
         )
         return [_approval(row) for row in rows]
 
@@ -197,6 +208,10 @@ class Authority:
             case "expired":
                 raise CibaError("Nobody decided in time", code="expired_token")
             case "approved":
+                # A yes is for now: an auth_req_id that was kept does not place the order next week. One that was taken
+                # is told apart, so that its second use is noticed (casebook B2).
+                if found.redeemed_jti is None and now >= found.expires_at + _COLLECTED_WITHIN:
+                    raise CibaError("The approval was not collected in time", code="expired_token")
                 return found
         early = found.polled_at is not None and now - found.polled_at < found.interval - 0.05
         with self._db.write(durable=False) as db:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +16,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ..errors import DeputizeError, ProtocolError
+from ..errors import DeputizeError, ProtocolError, UsageError
 from ..oauth.wire import parameters
+from ..text import printable
 
-__all__ = ["Inbound", "SignedIn", "endpoint", "page", "same_origin", "templates"]
+__all__ = ["Inbound", "SignedIn", "endpoint", "page", "same_origin", "strict_json", "templates"]
 
 _BODY_LIMIT = 64 * 1024
+_log = logging.getLogger("deputize")
 
 HEADERS = {
     "cache-control": "no-store",
@@ -67,7 +71,8 @@ Handler = Callable[[Inbound], Response]
 def endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     """A Starlette endpoint: reads the body up to 64 KiB, then runs ``handler`` in a worker thread.
 
-    A form field that is repeated is refused (casebook A14). What the handler raises on purpose becomes a 400.
+    A form field that is repeated is refused (casebook A14). What was asked wrongly becomes a 400; what fails here, a 503
+    that says nothing about our files.
     """
 
     async def respond(request: Request) -> Response:
@@ -77,7 +82,7 @@ def endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
             if len(body) > _BODY_LIMIT:
                 return _refusal("The request is larger than 64 KiB", 413)
         form: tuple[tuple[str, str], ...] = ()
-        if request.headers.get("content-type", "").split(";")[0].strip() == "application/x-www-form-urlencoded":
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/x-www-form-urlencoded":
             try:
                 form = tuple(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
             except ValueError:
@@ -101,14 +106,39 @@ def endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         )
         try:
             answer = await run_in_threadpool(handler, inbound)
-        except DeputizeError as error:
+        except UsageError as error:
             answer = _refusal(str(error), 400)
+        except DeputizeError as error:
+            _log.error("%s %s could not be answered: %s", request.method, printable(request.url.path), error)
+            answer = JSONResponse({"error": "temporarily_unavailable"}, 503)
         for name, value in HEADERS.items():
             answer.headers.setdefault(name, value)
         answer.headers.setdefault("content-security-policy", CONTENT_POLICY)
         return answer
 
     return respond
+
+
+def strict_json(text: str | bytes) -> Any:
+    """JSON that says one thing: no member twice (two readers could each believe another one), no ``NaN``.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a member twice")
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("too deep") from None
 
 
 def _refusal(description: str, status: int) -> Response:

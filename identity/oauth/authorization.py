@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -57,6 +56,8 @@ def authorization_request(
     """
     require_s256(server)
     state, nonce, pkce = Secret(secrets.token_urlsafe(32)), Secret(secrets.token_urlsafe(32)), Pkce.new()
+    # OpenID Connect Core §11: who asks for offline access MUST send prompt=consent; else servers may ignore the scope.
+    consent = {"prompt": "consent"} if "offline_access" in scope.split() else {}
     url = prepare_grant_uri(
         server.endpoint("authorization_endpoint"),
         client_id=client_id,
@@ -67,6 +68,7 @@ def authorization_request(
         nonce=nonce.reveal(),
         code_challenge=pkce.challenge,
         code_challenge_method="S256",
+        **consent,
     )
     return AuthorizationAttempt(url, state, nonce, pkce, redirect_uri, server.issuer)
 
@@ -89,7 +91,7 @@ def process_authorization_response(
         raise ProtocolError(
             "The redirect is from another server than the one that was asked", "Start the sign-in again"
         )
-    if not hmac.compare_digest(found.get("state", "").encode(), attempt.state.reveal().encode()):
+    if not found.get("state") or Secret(found["state"]) != attempt.state:  # compared in constant time
         raise ProtocolError("The redirect belongs to another sign-in", "Start the sign-in again", code="invalid_state")
     if "error" in found:
         raise OAuthError(found["error"], found.get("error_description", ""), hint="Start the sign-in again")

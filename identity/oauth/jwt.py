@@ -42,8 +42,27 @@ LEEWAY = 60.0
 """Seconds by which clocks may differ (casebook A12)."""
 
 _LIMIT = 16_384
+_RSA_BITS = 2048
 _KINDS: dict[str, type[ECKey] | type[RSAKey] | type[OKPKey]] = {"EC": ECKey, "RSA": RSAKey, "OKP": OKPKey}
 _FITTING = {"ES256": "EC", "ES384": "EC", "RS256": "RSA", "PS256": "RSA", "EdDSA": "OKP", "Ed25519": "OKP"}
+
+
+class _Registry(jws.JWSRegistry):
+    """joserfc's rules, less two: header parameters that are not understood are ignored, as RFC 7515 §4 says (Entra sends
+    some), and ``EdDSA`` is no reason for a warning on every token: it is listed on purpose, since issuers still write it."""
+
+    max_header_length = _LIMIT  # x5c makes headers long
+
+    def __init__(self) -> None:
+        super().__init__(algorithms=ALGORITHMS, strict_check_header=False)
+
+    def get_alg(self, name: str) -> Any:
+        if name not in ALGORITHMS:
+            raise TokenError("The token's algorithm is not accepted", "Get a new token")
+        return self.algorithms[name]
+
+
+_REGISTRY = _Registry()
 
 _COOL_DOWN = 60.0
 _FRESH = 3600.0
@@ -64,14 +83,16 @@ class KeySet:
         for jwk in given if isinstance(given, list) else []:
             if not isinstance(jwk, dict) or jwk.get("use", "sig") != "sig" or not isinstance(jwk.get("kid"), str):
                 continue
-            kind = _KINDS.get(jwk.get("kty", ""))
+            kind = _KINDS.get(str(jwk.get("kty")))
             if kind is None or jwk["kid"] in keys:
                 continue
             try:
+                if kind is RSAKey and _bits(jwk["n"]) < _RSA_BITS:  # RFC 7518 §3.3: 2048 bits or larger MUST be used
+                    continue
                 key = kind.import_key(
                     {k: v for k, v in jwk.items() if k not in ("d", "p", "q", "dp", "dq", "qi", "oth")}
                 )
-            except (JoseError, ValueError, TypeError, KeyError):
+            except (JoseError, ValueError, TypeError, KeyError, AttributeError):
                 continue
             keys[jwk["kid"]] = key
         return cls(keys)
@@ -111,25 +132,30 @@ class JwksCache:
         Raises:
             TokenError: ``kid`` is unknown and it is too early to ask again, or the last good keys are too old.
         """
-        known = kid is not None and kid in self._keys
-        if known and now - self._stored_at < _FRESH:
+        serves = self.serves(kid, now)
+        if serves and 0 <= now - self._stored_at < _FRESH:
             return self._keys
-        if now - self._tried_at >= _COOL_DOWN:
+        if not 0 <= now - self._tried_at < _COOL_DOWN:  # a clock that was set back must not freeze the keys
             return NeedsFetch()
-        if known and now - self._stored_at < _LAST_GOOD:
+        if serves:
             return self._keys
         raise TokenError("The token is signed with a key that its issuer does not publish", "Get a new token")
+
+    def serves(self, kid: str | None, now: float) -> bool:
+        """Whether the last good keys hold ``kid`` and may still be used while the JWKS cannot be had."""
+        return kid is not None and kid in self._keys and now - self._stored_at < _LAST_GOOD
 
     def store(self, response: Response, now: float) -> None:
         """Take over a fetched JWKS.
 
         Raises:
-            ProtocolError: it holds no usable key; the last good keys stay.
+            OAuthError, ProtocolError, TransportError: it holds no usable key; the last good keys stay.
         """
+        self._tried_at = now
         keys = KeySet.of(read_json(response, "The issuer's jwks_uri"))
         if not keys:
             raise ProtocolError("The issuer's jwks_uri holds no usable key", "The issuer must correct it")
-        self._keys, self._stored_at, self._tried_at = keys, now, now
+        self._keys, self._stored_at = keys, now
 
     def failed(self, now: float) -> None:
         """The JWKS could not be had: not tried again within the cool-down."""
@@ -152,12 +178,20 @@ def _unverified_header(token: str) -> dict[str, Any]:
         raise TokenError("This is not a JWT", "Get a new token")
     head = token.split(".", 1)[0]
     try:
-        header = json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
+        header = json.loads(_decoded(head))
     except (ValueError, RecursionError):
         raise TokenError("This is not a JWT", "Get a new token") from None
     if not isinstance(header, dict):
         raise TokenError("This is not a JWT", "Get a new token")
     return header
+
+
+def _decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _bits(modulus: str) -> int:
+    return int.from_bytes(_decoded(modulus), "big").bit_length()
 
 
 def verified_claims(token: str, *, keys: KeySet, types: tuple[str | None, ...]) -> dict[str, Any]:
@@ -179,7 +213,7 @@ def verified_claims(token: str, *, keys: KeySet, types: tuple[str | None, ...]) 
     if key is None or key.key_type != _FITTING[algorithm]:
         raise TokenError("The token is signed with a key that its issuer does not publish", "Get a new token")
     try:
-        claims = json.loads(jws.deserialize_compact(token, key, algorithms=[algorithm]).payload)
+        claims = json.loads(jws.deserialize_compact(token, key, registry=_REGISTRY).payload)
     except (JoseError, ValueError, TypeError, RecursionError):
         raise TokenError("The token's signature does not hold", "Get a new token") from None
     if not isinstance(claims, dict):

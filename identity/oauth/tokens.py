@@ -90,20 +90,27 @@ def read_token_response(body: Mapping[str, Any], now: float) -> TokenResponse:
     if scope is not None and not isinstance(scope, str):
         raise ProtocolError(f"{_WHAT} answered with a scope that is no text", "Nothing of it was used")
     return TokenResponse(
-        access_token=Secret(text(body, "access_token", _WHAT)),
+        access_token=_vschar(text(body, "access_token", _WHAT), "access_token"),
         token_type="Bearer",  # noqa: S106 - a type's name
         expires_at=None if lifetime is None else now + lifetime,
         scope=scope,
-        refresh_token=_secret(body, "refresh_token"),
-        id_token=_secret(body, "id_token"),
+        refresh_token=_optional(body, "refresh_token"),
+        id_token=_optional(body, "id_token"),
         issued_token_type=optional_text(body, "issued_token_type", _WHAT),
         authorization_details=None if details is None else tuple(details),
     )
 
 
-def _secret(body: Mapping[str, Any], name: str) -> Secret | None:
+def _optional(body: Mapping[str, Any], name: str) -> Secret | None:
     value = optional_text(body, name, _WHAT)
-    return None if value is None else Secret(value)
+    return None if value is None else _vschar(value, name)
+
+
+def _vschar(value: str, name: str) -> Secret:
+    """RFC 6749 appendix A.12, A.17: tokens are ``1*VSCHAR``. A line break in one would end the header that carries it."""
+    if not all(0x20 <= ord(c) <= 0x7E for c in value):
+        raise ProtocolError(f"{_WHAT} answered with a malformed {name}", "Nothing of it was used")
+    return Secret(value)
 
 
 def revocation_request(server: ServerMetadata, client: Client, token: Secret, *, hint: str, now: float) -> Request:

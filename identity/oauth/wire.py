@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..errors import NeedsError, OAuthError, ProtocolError, TransportError
 from ..needs import origin_of
@@ -51,14 +50,15 @@ def read_json(response: Response, what: str) -> dict[str, Any]:
         what: who answered, for the error: "The token endpoint".
 
     Raises:
-        OAuthError: an OAuth error response (RFC 6749 §5.2), whatever 4xx it came with.
+        OAuthError: an OAuth error response (RFC 6749 §5.2), whatever 4xx it came with; ``slow_down`` with 429 too.
         TransportError: 408, 429 or 5xx, or a page instead of an answer: nothing is known, try again later.
         ProtocolError: any other answer that is none.
     """
     body = _parsed(response)
     if response.status == 200 and isinstance(body, dict) and "error" not in body:
         return body
-    if response.status in (408, 429) or response.status >= 500:
+    slow_down = isinstance(body, dict) and body.get("error") == "slow_down"  # Auth0 sends it with 429
+    if (response.status in (408, 429) and not slow_down) or response.status >= 500:
         raise TransportError(
             f"{what} is unavailable (HTTP {response.status})", "Try again later", retry_after=_retry_after(response)
         )
@@ -134,11 +134,11 @@ def safe_url(url: str, name: str, allow_origins: Collection[str]) -> str:
         origin = origin_of(url)
     except NeedsError:
         origin = ""
-    if not (origin.startswith("https://") or origin in {origin_of(o) for o in allow_origins}) or not url.isprintable():
+    if not (origin.startswith("https://") or origin in {origin_of(o) for o in allow_origins}):
         raise ProtocolError(
             f"The server's {name} is not an https URL", "Only https is spoken; the server must correct it"
         )
-    if urlsplit(url).fragment:
+    if "#" in url:  # RFC 6749 §3.1
         raise ProtocolError(f"The server's {name} has a fragment", "The server must correct it")
     return url
 

@@ -1,5 +1,5 @@
 """The local database: SQLite, one file, numbered migrations."""
 
-from .database import Database
+from .database import Database, marker_of
 
-__all__ = ["Database"]
+__all__ = ["Database", "marker_of"]

@@ -9,9 +9,11 @@ from sqlite_utils import Database as Schema
 
 from ..errors import StoreError
 
-__all__ = ["MIGRATIONS", "Migration", "migrate"]
+__all__ = ["MIGRATIONS", "Migration", "migrate", "require_known", "require_own"]
 
 Migration = Callable[[Schema], None]
+
+_APPLICATION = 0x64657075  # "depu", in the file's header
 
 
 def _first(db: Schema) -> None:
@@ -120,6 +122,21 @@ def _first(db: Schema) -> None:
 MIGRATIONS: tuple[Migration, ...] = (_first,)
 
 
+def require_own(connection: sqlite3.Connection) -> None:
+    """Refuse a file that holds another program's tables, before anything is written to it."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    if application != _APPLICATION and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        raise StoreError("The database file belongs to another program", "Set DEPUTIZE_DATA_DIR to a folder of its own")
+
+
+def require_known(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> int:
+    """The number of migrations that a database has had; one that has had more than are known here is refused."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(migrations):
+        raise StoreError("The database was written by a newer deputize", "Use that version; nothing was changed")
+    return version
+
+
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
     """Bring the schema up to date, each step in a transaction of its own, once however many processes start."""
     while _step(connection, migrations):
@@ -129,14 +146,13 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> 
 def _step(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> bool:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(migrations):
-            raise StoreError("The database was written by a newer deputize", "Use that version; nothing was changed")
+        version = require_known(connection, migrations)
         if version < len(migrations):
             migrations[version](Schema(connection, execute_plugins=False))
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {version + 1}")
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
-    return bool(version < len(migrations))
+    return version < len(migrations)
