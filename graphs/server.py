@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from agent.app import identity
 from agent.model import chat_model
-from agent.tools import trading_tools
+from agent.tools import research_tools, trading_tools
 from graphs.assistant import build_assistant
 
-graph = build_assistant(chat_model(), trading_tools(identity.settings.url), identity)
+tools = [*trading_tools(identity.settings.url), *research_tools(identity)]
+graph = build_assistant(chat_model(), tools, identity)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .conditions import may, signed_in
 from .errors import DeputizeError, RefusedError, SettingsError, UsageError
 from .needs import approval, idempotency_key, needs, resource
 from .principal import Principal, Visitor
@@ -20,24 +21,38 @@ from .secret import Secret
 if TYPE_CHECKING:
     from .access import AccessToken
     from .identity import Identity
+    from .middleware import IdentityMiddleware
+    from .relations import Relation
+    from .toolnode import tool_node
 
 __all__ = [
     "AccessToken",
     "DeputizeError",
     "Identity",
+    "IdentityMiddleware",
     "Principal",
     "RefusedError",
+    "Relation",
     "Secret",
     "SettingsError",
     "UsageError",
     "Visitor",
     "approval",
     "idempotency_key",
+    "may",
     "needs",
     "resource",
+    "signed_in",
+    "tool_node",
 ]
 
-_LATER = {"AccessToken": "access", "Identity": "identity"}
+_LATER = {
+    "AccessToken": "access",
+    "Identity": "identity",
+    "IdentityMiddleware": "middleware",
+    "Relation": "relations",
+    "tool_node": "toolnode",
+}
 
 
 def __getattr__(name: str) -> Any:

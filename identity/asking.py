@@ -1,122 +1,74 @@
-"""Asking people: a login or an approval is asked for here, and followed until it is decided.
+"""Asking people: a login or an approval is asked for here, once however often it is wanted.
 
-What is asked becomes a row of the ledger; an agent's run then ends. Polling works from those rows, never from the status
-of a thread, so it survives restarts and may be done by any process that gets the row's lease.
+What is asked becomes a row of the ledger; an agent's run then ends. :mod:`identity.following` sees to what comes of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import logging
+import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
+from weakref import WeakValueDictionary
 
-from .broker import ASSUMED_LIFETIME, Broker
-from .canonical import canonical, digest
+from .binding import Call, binding_digest, call_digest, require_shown, shown_arguments
+from .broker import Broker
 from .errors import (
-    DeputizeError,
-    OAuthError,
-    ProtocolError,
     RefusedError,
-    SealError,
-    TokenError,
-    TransportError,
     UsageError,
 )
+from .following import SESSION_LIFETIME, Following, state_digest
+from .inbound import Inbound
 from .ledger import Ledger, Request
 from .needs import Approval, Resource
 from .oauth.authorization import (
-    AuthorizationAttempt,
     authorization_request,
-    code_request,
-    process_authorization_response,
 )
 from .oauth.ciba import (
     backchannel_request,
-    ciba_token_request,
     iss_sub_hint,
     process_backchannel_response,
-    process_poll_response,
 )
-from .oauth.device import device_request, device_token_request, process_device_response
-from .oauth.jwt import key_id, validate_id_token
-from .oauth.pkce import Pkce
-from .oauth.rar import require_granted
-from .oauth.tokens import TokenResponse, process_token_response
-from .principal import Caller, Principal
+from .oauth.device import device_request, process_device_response
+from .principal import Caller, Principal, Visitor
 from .secret import Secret
 from .sessions import Place, Session, Sessions
-from .transport import DEADLINE
 from .vault import Vault
 
-__all__ = ["APPROVAL_LIFETIME", "Asking", "Call", "binding_digest"]
+__all__ = ["APPROVAL_LIFETIME", "TERMINAL", "Asking"]
 
 APPROVAL_LIFETIME = 300
 """Seconds that a person has for a decision (``requested_expiry``)."""
 
-SESSION_LIFETIME = 8 * 3600.0
-"""Seconds after which a sign-in ends, however much it was used."""
+TERMINAL = "terminal"
+"""What the place of the command line's own sign-in calls its graph."""
 
-_log = logging.getLogger("deputize")
+OWN_LOGIN_LIFETIME = 3600.0
+"""Seconds that a sign-in at the application's own page may take."""
 
-_BINDING_VERSION = 1
-_POLICY_VERSION = "tools/1"
-_LEASE = 3 * DEADLINE  # one poll sends three requests at most: metadata, keys, and its own
-_BACK_OFF_LIMIT = 60.0
+SAFETY_INTERVAL = 30.0
+"""Seconds between polls of a request that will be pinged."""
 
+DECLINED_A_MOMENT = 60.0
+"""Seconds in which what a person has just declined is not asked of them again."""
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One tool call, as its approval binds it.
-
-    Args:
-        arguments: validated, by name.
-        schema_digest: of the tool's argument schema: another schema is another call.
-        audience: the API that the tool declared first; empty if it declared none.
-    """
-
-    message_id: str
-    id: str
-    tool: str
-    arguments: Mapping[str, Any]
-    schema_digest: str
-    audience: str
+FATIGUE = 600.0
+"""Seconds in which a person who declines three times is asked nothing more, and for as long again (casebook B11)."""
 
 
-def binding_digest(call: Call, place: Place, session: Session, actor: str, nonce: str, expires_at: int) -> str:
-    """What an approval is for: SHA-256 over the RFC 8785 form of every field that must not change (casebook B4)."""
-    return digest(
-        {
-            "version": _BINDING_VERSION,
-            "policy": _POLICY_VERSION,
-            "tool": call.tool,
-            "schema": call.schema_digest,
-            "arguments": dict(call.arguments),
-            "tenant": place.tenant,
-            "issuer": session.principal.issuer,
-            "subject": session.principal.subject,
-            "actor": actor,
-            "graph": place.graph,
-            "thread": place.thread,
-            "message_id": call.message_id,
-            "tool_call_id": call.id,
-            "audience": call.audience,
-            "nonce": nonce,
-            "expires_at": expires_at,
-        }
-    )
-
-
-class Asking:
-    """Opens requests and follows them.
+class Asking(Following):
+    """Opens requests, and follows them.
 
     Args:
-        login: ``device`` or ``browser``.
+        login: ``device``, ``browser`` or ``url``.
+        device_for_all: whether somebody who is not known may be asked by a typed code: in the embedded world only.
+        login_url: the application's own sign-in page, for ``url``.
         redirect_uri: where a browser login comes back to.
+        delivery: ``poll`` or ``ping``, as this client is registered.
+        pending_limit: approvals that may wait for one person at a time.
+        served: whether callers come over the network: a link that one of them gets can be passed on.
         clock: unix seconds.
         pause: waits that many seconds (replaced in tests).
     """
@@ -127,30 +79,39 @@ class Asking:
         ledger: Ledger,
         sessions: Sessions,
         vault: Vault,
+        inbound: Inbound,
         *,
         tenant: str,
         login: str,
+        device_for_all: bool = False,
+        login_url: str = "",
         redirect_uri: str,
+        delivery: str = "poll",
+        pending_limit: int = 5,
+        served: Callable[[], bool] = lambda: False,
         clock: Callable[[], float],
         pause: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
-        self._broker = broker
-        self._ledger = ledger
-        self._sessions = sessions
-        self._vault = vault
-        self._tenant = tenant
+        super().__init__(broker, ledger, sessions, vault, tenant=tenant, clock=clock, pause=pause)
         self._login = login
+        self._inbound = inbound
+        self._device_for_all = device_for_all
+        self._login_url = login_url
         self._redirect_uri = redirect_uri
-        self._clock = clock
-        self._pause = pause
-        self._polls: set[asyncio.Task[bool]] = set()
+        self._delivery = delivery
+        self._pending_limit = pending_limit
+        self._served = served
+        self._asked_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # -- asking (on the I/O thread) ----------------------------------------------------------------------------------
 
     async def login(
-        self, place: Place, caller: Caller | None, message_id: str, scopes: Iterable[str]
+        self, place: Place, caller: Caller | None, message_id: str, scopes: Iterable[str], run_id: str = ""
     ) -> Request | None:
         """Ask the caller to sign in, or return ``None`` when a live sign-in of this very caller serves this thread too.
+
+        Args:
+            run_id: the server's run; the access token that its caller came with is a sign-in.
 
         Raises:
             RefusedError: the thread is somebody else's, or the caller is of another tenant or issuer.
@@ -167,24 +128,32 @@ class Asking:
         taken = await asyncio.to_thread(self._sessions.of, place)
         if taken is not None:
             taken.require(caller)
-        if isinstance(caller, Principal):
-            # One that was made for less, at the terminal say, would have every exchange refused.
-            grant = await asyncio.to_thread(self._vault.live_grant, caller, now, scopes)
-            if grant is not None:
-                await asyncio.to_thread(
-                    lambda: self._sessions.start(
-                        place, caller, owner=owner, grant_id=grant.id, expires_at=grant.expires_at, now=now
-                    )
-                )
-                return None
+        if isinstance(caller, Principal) and await asyncio.to_thread(
+            self._already_signed_in, place, caller, taken, run_id, scopes, now
+        ):
+            return None
         pending = await asyncio.to_thread(self._ledger.pending_login, place, owner)
         if pending is not None and now < pending.expires_at:
             return pending
         if pending is not None:  # nobody was there to notice; its link leads nowhere any more
             await self._end(pending, "expired")
         scope = " ".join(["openid", "profile", "offline_access", *sorted(scopes)])
-        if self._login == "browser":
+        if self._login == "url":
+            asked = self._own_login(scope, now)
+        elif self._login == "browser":
+            if self._served() and not isinstance(caller, Principal):
+                # Attack: whoever starts a conversation sends the link to somebody else, who signs in for them (A18).
+                raise UsageError(
+                    "Somebody who is not known cannot be sent to the issuer from here",
+                    "Set DEPUTIZE_LOGIN_URL to your sign-in page",
+                )
             asked = await self._browser_login(scope)
+        elif not (self._device_for_all or isinstance(caller, Principal) or place.graph == TERMINAL):
+            # Attack: whoever starts a conversation sends the typed code to somebody else, who signs in for them (A18).
+            raise UsageError(
+                "Somebody who is not known cannot be asked to type a code",
+                "Set DEPUTIZE_LOGIN_URL to your sign-in page",
+            )
         else:
             asked = await self._device_login(scope, now)
         return await asyncio.to_thread(
@@ -199,6 +168,70 @@ class Asking:
                 **asked,
             )
         )
+
+    def _already_signed_in(
+        self, place: Place, caller: Principal, taken: Session | None, run_id: str, scopes: set[str], now: float
+    ) -> bool:
+        """Begin a session from the token that the caller came with, or from a live grant of theirs.
+
+        A grant serves threads only that this very person began, and that no session has ended in: in a thread that somebody
+        else began, the open calls are somebody else's wishes; and who signed out is asked again.
+        """
+        if self._inbound.token(run_id, caller, now) is not None:
+            self._sessions.start(
+                place, caller, owner=caller.key, grant_id="", expires_at=now + SESSION_LIFETIME, now=now
+            )
+            return True
+        if taken is not None or self._sessions.began(place) not in (None, caller.key):
+            return False
+        # One that was made for less, at the terminal say, would have every exchange refused.
+        grant = self._vault.live_grant(caller, now, scopes)
+        if grant is None:
+            return False
+        self._sessions.start(place, caller, owner=caller.key, grant_id=grant.id, expires_at=grant.expires_at, now=now)
+        return True
+
+    def _own_login(self, scope: str, now: float) -> dict[str, Any]:
+        """The application's own sign-in. Nothing is polled: the person comes back with a bearer token, or it expires."""
+        return {
+            "url": self._login_url,
+            "code": "",
+            "payload": {"scope": scope},
+            "handle": {"issuer": self._broker.issuer},
+            "interval": OWN_LOGIN_LIFETIME,
+            "expires_at": now + OWN_LOGIN_LIFETIME,
+        }
+
+    def came_back(self, thread: str, principal: Principal, was: Visitor | None) -> bool:
+        """Somebody came to a thread with a bearer token: a sign-in that was asked for there is done.
+
+        True if the thread was the visitor's and is the person's from here on.
+
+        Args:
+            was: the visitor that this very browser was until now, by its cookie: nobody else finishes what a visitor
+                began (casebook A17, A18).
+        """
+        now, moved = self._clock(), False
+        for place, began in self._sessions.places_of(self._tenant, thread):
+            if was is not None and began == was.key and self._sessions.of(place) is None:
+                self._sessions.start(
+                    # The person's own: they bring a bearer token each time. Whoever knows the cookie, from before, is nobody.
+                    place,
+                    principal,
+                    owner=principal.key,
+                    grant_id="",
+                    expires_at=now + SESSION_LIFETIME,
+                    now=now,
+                )
+                moved = True
+            for request in self._ledger.pending(place):
+                # However they were asked, a person who is here signed in has signed in. A visitor's request is done only if
+                # it sent them to the application's own page.
+                visitors = was is not None and request.owner == was.key and request.url == self._login_url
+                if request.kind == "login" and (visitors or request.owner == principal.key):
+                    self._ledger.decide(request, "approved", evidence={"came_back": True}, now=now)
+                    self._ledger.woken(request, now)  # by the run that they came with
+        return moved
 
     async def _device_login(self, scope: str, now: float) -> dict[str, Any]:
         server, client = await self._broker.server(), await self._broker.client()
@@ -219,7 +252,7 @@ class Asking:
         return {
             "url": attempt.url,
             "code": "",
-            "digest": _state_digest(attempt.state),
+            "digest": state_digest(attempt.state),
             "payload": {"scope": scope},
             "handle": {
                 "issuer": attempt.issuer,
@@ -233,9 +266,72 @@ class Asking:
         }
 
     async def approval(
-        self, place: Place, session: Session, call: Call, condition: Approval, need: Resource | None
+        self,
+        place: Place,
+        session: Session,
+        call: Call,
+        condition: Approval,
+        need: Resource | None,
+        given: Mapping[str, Any] = MappingProxyType({}),
     ) -> Request:
-        """Ask the session's person to approve this very call (CIBA Core §7.1 with RFC 9396 details)."""
+        """Ask the session's person to approve this very call (CIBA Core §7.1 with RFC 9396 details).
+
+        Returns the request of an equal call instead, if one waits in this place already (casebook B22).
+
+        Args:
+            given: the arguments as the model gave them, with which a deferred call is made later.
+
+        Raises:
+            RefusedError: this person is asked too much already, or has just declined (casebook B11).
+        """
+        # One at a time: all calls of a turn are asked about at once, and each would find that nothing waits yet.
+        async with self._asked_of.setdefault(session.principal.key, asyncio.Lock()):
+            asked = await asyncio.to_thread(self._asked, place, session, call)
+            return asked if asked is not None else await self._ask(place, session, call, condition, need, given)
+
+    def _asked(self, place: Place, session: Session, call: Call) -> Request | None:
+        """The request that serves for a call already, if there is one; else make sure that the person may be asked.
+
+        Attack: whoever has the model's ear asks, and asks again, until the person presses Approve to have their peace.
+        """
+        now, person, equal = self._clock(), session.principal, call_digest(call, session)
+        ours = self._ledger.of_call(place, call.message_id, call.id)
+        asked = ours if ours is not None else self._ledger.equal_open(place, equal, now)
+        if asked is not None:
+            return asked
+        waiting = len(self._ledger.pending_of(person, now))
+        if waiting >= self._pending_limit:
+            raise RefusedError(
+                f"Nothing more is asked of this person: {waiting} approvals wait already",
+                "Decide those first, then ask again",
+                code="too_many_pending",
+            )
+        declined = self._ledger.declined(person, now - 2 * FATIGUE)
+        if any(r.call == equal and now - (r.decided_at or 0.0) < DECLINED_A_MOMENT for r in declined):
+            raise RefusedError(
+                "The same was declined a moment ago, so it is not asked again",
+                "Ask what should be different, or wait a minute",
+                code="declined_before",
+            )
+        at = [r.decided_at or 0.0 for r in declined[:3]]
+        if len(at) == 3 and at[0] - at[2] <= FATIGUE and now < at[0] + FATIGUE:
+            minutes = math.ceil((at[0] + FATIGUE - now) / 60)
+            raise RefusedError(
+                "Three approvals were declined within ten minutes, so nothing is asked for a while",
+                f"Try again in {minutes} min" if minutes > 1 else "Try again in a minute",
+                code="declined_often",
+            )
+        return None
+
+    async def _ask(
+        self,
+        place: Place,
+        session: Session,
+        call: Call,
+        condition: Approval,
+        need: Resource | None,
+        given: Mapping[str, Any],
+    ) -> Request:
         now = self._clock()
         server, client = await self._broker.server(), await self._broker.client()
         nonce = secrets.token_urlsafe(16)
@@ -251,7 +347,10 @@ class Asking:
                 "arguments": shown_arguments(call.arguments),
             }
         ]
+        require_shown(call)
+        kept = shown_arguments(given)
         scope = " ".join(["openid", *(need.scopes if need else ())])
+        token = Secret(secrets.token_urlsafe(32)) if self._delivery == "ping" else None
         answer = await self._broker.transport.send(
             backchannel_request(
                 server,
@@ -262,6 +361,7 @@ class Asking:
                 authorization_details=details,
                 resource=need.audience if need else None,
                 requested_expiry=APPROVAL_LIFETIME,
+                client_notification_token=token,
                 now=now,
             )
         )
@@ -284,249 +384,17 @@ class Asking:
                     "expires_at": expires_at,
                     "scope": scope,
                     "authorization_details": details,
+                    "given": kept,
                 },
+                call=call_digest(call, session),
                 handle={"issuer": server.issuer, "auth_req_id": opened.auth_req_id.reveal()},
-                interval=opened.interval,
+                # With pings, polling is the safety net for one that was lost.
+                interval=max(opened.interval, SAFETY_INTERVAL) if token else opened.interval,
                 expires_at=min(opened.expires_at, float(expires_at)),
+                ping=token.reveal() if token else "",
                 now=now,
             )
         )
-
-    # -- following (on the I/O thread) -------------------------------------------------------------------------------
-
-    async def wait(self, place: Place) -> None:
-        """Return when something that waits in ``place`` has been decided, or nothing waits there."""
-        waiting = {request.id for request in await asyncio.to_thread(self._ledger.pending, place)}
-        while waiting:
-            pending = await asyncio.to_thread(self._ledger.pending, place)
-            if not waiting <= {request.id for request in pending}:
-                return
-            now = self._clock()
-            due = [request for request in pending if request.next_poll_at <= now or request.expires_at <= now]
-            if due:
-                decided = await asyncio.gather(*(self.poll(request) for request in due))
-                if any(decided):
-                    return
-            # What is due still has just been polled: here, by another process, or by one that died and left its lease.
-            soonest = min(min(r.next_poll_at, r.expires_at) for r in pending)
-            await self._pause(1.0 if due else min(max(soonest - now, 0.1), 1.0))
-
-    async def poll_due(self) -> list[Request]:
-        """One round over everything that is due: the requests that were decided in it.
-
-        One that cannot be polled, whatever the reason, does not keep the others waiting.
-        """
-        due = await asyncio.to_thread(self._ledger.due, self._tenant, self._clock())
-        results = await asyncio.gather(*(self.poll(request) for request in due), return_exceptions=True)
-        for request, result in zip(due, results, strict=True):
-            if isinstance(result, DeputizeError):
-                _log.error("Request %s cannot be polled: %s", request.short_id, result)
-            elif isinstance(result, Exception):
-                _log.error("Request %s cannot be polled (%s)", request.short_id, type(result).__name__, exc_info=result)
-        return [request for request, result in zip(due, results, strict=True) if result is True]
-
-    async def poll(self, request: Request) -> bool:
-        """Ask once how a pending request stands. True when this call decided it; passing failures leave it pending.
-
-        Whoever waits for it may be cancelled; the poll is not: an approval that is being redeemed would be lost.
-        """
-        poll = asyncio.get_running_loop().create_task(self._poll(request))
-        self._polls.add(poll)
-        poll.add_done_callback(self._polls.discard)
-        return await asyncio.shield(poll)
-
-    async def _poll(self, request: Request) -> bool:
-        now = self._clock()
-        if not await asyncio.to_thread(self._ledger.lease, request, now + _LEASE, now):
-            return False
-        if (
-            now >= request.expires_at + _LEASE
-        ):  # nobody was there to ask, or asking failed each time: it ends all the same
-            return await self._end(request, "expired")
-        try:
-            return await self._poll_leased(request, now)
-        except TransportError as error:
-            # A timeout, a reset, 429 or 5xx says nothing about the decision: the request survives (casebook B15).
-            wait = max(min(request.interval * 2, _BACK_OFF_LIMIT), error.retry_after or 0.0)
-            if now >= request.expires_at:
-                return await self._end(request, "expired")
-            again = min(now + wait, request.expires_at)  # however long it is told to wait, it is told when it is over
-            await asyncio.to_thread(
-                lambda: self._ledger.postpone(request, interval=request.interval, next_poll_at=again)
-            )
-            return False
-        except OAuthError as error:
-            match error.error:
-                case "access_denied":
-                    return await self._end(request, "denied", "The person who was asked declined.")
-                case "expired_token":
-                    return await self._end(request, "expired")
-                case "invalid_grant" if now >= request.expires_at:  # servers forget what has run out
-                    return await self._end(request, "expired")
-                case _:
-                    return await self._end(
-                        request, "denied", f"The authorization server ended the request: {error.error}."
-                    )
-        except (ProtocolError, TokenError, RefusedError, SealError) as error:
-            # What came back is not what was asked for (casebook B16), or the row is not what was stored (F1): nothing of
-            # it is used, and nobody waits for it.
-            return await self._end(request, "denied", str(error))
-
-    async def _poll_leased(self, request: Request, now: float) -> bool:
-        handle = await asyncio.to_thread(self._ledger.handle, request)
-        self._require_own(handle)
-        server, client = await self._broker.server(), await self._broker.client()
-        if "auth_req_id" in handle:
-            message = ciba_token_request(server, client, Secret(handle["auth_req_id"]), now=now)
-        elif "device_code" in handle:
-            message = device_token_request(server, client, Secret(handle["device_code"]), now=now)
-        else:  # a browser login: nobody can be asked, it can only run out
-            if now >= request.expires_at:
-                return await self._end(request, "expired")
-            await asyncio.to_thread(
-                lambda: self._ledger.postpone(request, interval=request.interval, next_poll_at=request.expires_at)
-            )
-            return False
-        await self._broker.have_keys()
-        answer = process_poll_response(await self._broker.transport.send(message), interval=request.interval, now=now)
-        if isinstance(answer, TokenResponse):
-            if request.kind == "approval":
-                return await self._approved(request, answer, now)
-            return await self._signed_in(request, answer, now, nonce=None)
-        if now >= request.expires_at:
-            return await self._end(request, "expired")
-        await asyncio.to_thread(
-            lambda: self._ledger.postpone(request, interval=answer.interval, next_poll_at=now + answer.interval)
-        )
-        return False
-
-    def _require_own(self, handle: Mapping[str, Any]) -> None:
-        if handle["issuer"] != self._broker.issuer:
-            # Attack: a deployment that changed its issuer would hand the old one's handles to the new one.
-            raise RefusedError("This was asked at another issuer than the one that is used now", "Ask again")
-
-    async def _approved(self, request: Request, answer: TokenResponse, now: float) -> bool:
-        payload = await asyncio.to_thread(self._ledger.payload, request)
-        require_granted(payload["authorization_details"], answer.authorization_details)
-        granted = set((answer.scope if answer.scope is not None else payload["scope"]).split())
-        if missing := set(payload["scope"].split()) - {"openid"} - granted:
-            raise ProtocolError(f"The approval came back without the scope {' '.join(sorted(missing))}", "Ask again")
-        claims = await self._identity(answer, nonce=None)
-        if claims.subject != request.subject:
-            raise RefusedError("Somebody else than the person who was asked approved", "Ask again")  # casebook B8
-        expires_at = answer.expires_at if answer.expires_at is not None else now + ASSUMED_LIFETIME
-        evidence = {
-            "access_token": answer.access_token.reveal(),
-            "expires_at": expires_at,
-            "approver": claims.subject,
-            "acr": claims.acr,
-            "auth_time": claims.auth_time,
-        }
-        return await asyncio.to_thread(lambda: self._ledger.decide(request, "approved", evidence=evidence, now=now))
-
-    async def _signed_in(self, request: Request, answer: TokenResponse, now: float, nonce: Secret | None) -> bool:
-        claims = await self._identity(answer, nonce=nonce)
-        if request.subject and (claims.subject, self._broker.issuer) != (request.subject, request.issuer):
-            raise RefusedError("Somebody else than the person who was asked signed in", "Sign in as yourself")
-        if answer.refresh_token is None:
-            raise ProtocolError(
-                "The sign-in brought no refresh token", "Allow offline_access to this client at the issuer"
-            )
-        principal = Principal(self._tenant, self._broker.issuer, claims.subject, claims.name or "")
-        refresh_token = answer.refresh_token
-
-        def record() -> bool:
-            expires_at, scope = now + SESSION_LIFETIME, self._ledger.payload(request)["scope"]
-            grant = self._vault.store_grant(
-                principal, refresh_token=refresh_token, scope=scope, expires_at=expires_at, now=now
-            )
-            # A visitor keeps what the visitor began; what nobody began belongs to the person who signed in.
-            owner = request.owner or principal.key
-            try:
-                session = self._sessions.start(
-                    request.place, principal, owner=owner, grant_id=grant.id, expires_at=expires_at, now=now
-                )
-            except RefusedError:
-                self._vault.delete(grant)  # a sign-in that was refused leaves nothing to be used elsewhere
-                raise
-            if self._ledger.decide(request, "approved", evidence={"session": session.id}, now=now):
-                return True
-            self._sessions.end(session, now)
-            self._vault.delete(grant)
-            return False
-
-        return await asyncio.to_thread(record)
-
-    async def _identity(self, answer: TokenResponse, nonce: Secret | None) -> Any:
-        """The validated ID token of an answer (OpenID Connect Core §3.1.3.7): who decided, who signed in."""
-        if answer.id_token is None:
-            raise ProtocolError("The answer has no id_token, so nobody knows who decided", "Ask for the scope openid")
-        token = answer.id_token.reveal()
-        client = await self._broker.client()
-        return validate_id_token(
-            token,
-            keys=await self._broker.keys(key_id(token)),
-            issuer=self._broker.issuer,
-            client_id=client.client_id,
-            nonce=nonce,
-            now=self._clock(),
-        )
-
-    async def _end(self, request: Request, state: Any, reason: str = "") -> bool:
-        return await asyncio.to_thread(lambda: self._ledger.decide(request, state, reason=reason, now=self._clock()))
-
-    # -- the browser comes back (on the I/O thread) ------------------------------------------------------------------
-
-    async def browser_callback(self, parameters: Sequence[tuple[str, str]]) -> Request:
-        """Finish a browser login with the query of its redirect (RFC 6749 §4.1.2, RFC 9207).
-
-        Raises:
-            UsageError: no login waits for this ``state`` (unknown, used, expired): nothing is stored (casebook A2).
-            OAuthError, ProtocolError: the issuer refused, or the answer is not for this login (A1).
-        """
-        states = [value for name, value in parameters if name == "state"]
-        request = None
-        if len(states) == 1 and states[0]:
-            request = await asyncio.to_thread(
-                self._ledger.login_by_digest, self._tenant, _state_digest(Secret(states[0]))
-            )
-        now = self._clock()
-        if request is None or now >= request.expires_at:
-            raise UsageError("This sign-in link is unknown, used or expired", "Start again from the conversation")
-        handle = await asyncio.to_thread(self._ledger.handle, request)
-        self._require_own(handle)
-        server, client = await self._broker.server(), await self._broker.client()
-        nonce = Secret(handle["nonce"])
-        attempt = AuthorizationAttempt(
-            url=request.url,
-            state=Secret(handle["state"]),
-            nonce=nonce,
-            pkce=Pkce.restore(Secret(handle["verifier"])),
-            redirect_uri=handle["redirect_uri"],
-            issuer=handle["issuer"],
-        )
-        try:
-            code = process_authorization_response(server, attempt, parameters)
-        except OAuthError as error:
-            await self._end(request, "denied", f"The sign-in ended: {error.error}.")
-            raise
-        await self._broker.have_keys()
-        if not await asyncio.to_thread(self._ledger.lease, request, now + _LEASE, now):
-            # A browser that opens the redirect twice at once: a code that comes twice revokes what it brought (A4).
-            raise UsageError("This sign-in link is unknown, used or expired", "Start again from the conversation")
-        try:
-            answer = await self._broker.transport.send(code_request(server, client, code, now=now))
-            await self._signed_in(request, process_token_response(answer, now=now), now, nonce)
-        except DeputizeError as error:
-            await self._end(request, "denied", str(error))
-            raise
-        return request
-
-
-def shown_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Validated arguments as JSON values for the approval page and the API: decimals and large integers as strings."""
-    shown: dict[str, Any] = json.loads(canonical(dict(arguments)))
-    return shown
 
 
 def _comparison_code() -> str:
@@ -535,8 +403,3 @@ def _comparison_code() -> str:
     return (
         "".join(secrets.choice(letters) for _ in range(3)) + "-" + "".join(secrets.choice("23456789") for _ in range(3))
     )
-
-
-def _state_digest(state: Secret) -> str:
-    """Finds a login by its ``state``: an index of digests tells nobody by its timing how much of a guess is right."""
-    return hashlib.sha256(state.reveal().encode("utf-8", "surrogatepass")).hexdigest()

@@ -14,11 +14,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from .access import AccessToken
-from .errors import DeputizeError, OAuthError, ProtocolError, RefusedError, SealError
+from .errors import DeputizeError, OAuthError, ProtocolError, RefusedError, SealError, TokenError
+from .inbound import Inbound
 from .needs import Resource
 from .oauth.client import Client
 from .oauth.exchange import exchange_request, process_exchange_response
-from .oauth.jwt import JwksCache, KeySet, NeedsFetch, jwks_request
+from .oauth.jwt import JwksCache, KeySet, NeedsFetch, jwks_request, key_id, validate_access_token
 from .oauth.metadata import ServerMetadata, metadata_request, process_metadata_response
 from .oauth.tokens import (
     TokenResponse,
@@ -70,6 +71,7 @@ class Broker:
         client: Callable[[], Client],
         transport: Transport,
         vault: Vault,
+        inbound: Inbound,
         keys: StateKeys,
         clock: Callable[[], float],
     ) -> None:
@@ -78,6 +80,7 @@ class Broker:
         self._load_client = client
         self._client: Client | None = None
         self._vault = vault
+        self._inbound = inbound
         self._keys = keys
         self._clock = clock
         self._server: ServerMetadata | None = None
@@ -85,6 +88,7 @@ class Broker:
         self._jwks = JwksCache()
         self._have_keys = False
         self._flights: dict[str, asyncio.Task[Any]] = {}
+        self._expiry = functools.lru_cache(maxsize=1024)(self._sealed_expiry)
 
     # -- the issuer (on the I/O thread) ------------------------------------------------------------------------------
 
@@ -153,10 +157,29 @@ class Broker:
             self._jwks.failed(self._clock())
             raise
 
+    async def verify(self, token: Secret, audience: str, tenant: str) -> tuple[Principal, float]:
+        """Whose an inbound access token is, and until when (RFC 9068 §4). Runs on the I/O thread.
+
+        Raises:
+            TokenError: it is not one of this issuer, for this audience, now.
+            ProtocolError, TransportError: the issuer's keys cannot be had, so nobody can tell.
+        """
+        text = token.reveal()
+        claims = validate_access_token(
+            text, keys=await self.keys(key_id(text)), issuer=self.issuer, audience=audience, now=self._clock()
+        )
+        if claims.subject == claims.client_id:
+            raise TokenError("The token is a client's own and nobody's", "Send a person's access token")
+        name = claims.raw.get("name")
+        return Principal(tenant, self.issuer, claims.subject, name if isinstance(name, str) else ""), claims.expires_at
+
     # -- tokens (on the I/O thread) ----------------------------------------------------------------------------------
 
-    async def token(self, place: Place, session: Session, need: Resource) -> dict[str, Any]:
+    async def token(self, place: Place, session: Session, need: Resource, run_id: str = "") -> dict[str, Any]:
         """A delegated token for ``need``, sealed for this person, thread, graph and audience.
+
+        Args:
+            run_id: the server's run, for a session whose subject token is the one that the run's caller came with.
 
         Returns what graph state keeps: ``{"sealed": …, "expires_at": unix seconds}``.
 
@@ -164,7 +187,8 @@ class Broker:
             SignInAgainError: the session's grant is spent, or does not open; the session should end.
             OAuthError, ProtocolError, TransportError: the issuer refused, misbehaved, or did not answer.
         """
-        issued = await self._once(f"exchange {session.grant_id} {need.key}", lambda: self._exchange(session, need))
+        subject = session.grant_id or f"run {run_id}"
+        issued = await self._once(f"exchange {subject} {need.key}", lambda: self._exchange(session, need, run_id))
         now = self._clock()
         expires_at = issued.expires_at if issued.expires_at is not None else now + ASSUMED_LIFETIME
         if expires_at <= now + MARGIN:
@@ -175,8 +199,11 @@ class Broker:
             )
         return {"sealed": self.seal(place, session, need, issued.access_token, expires_at), "expires_at": expires_at}
 
-    async def _exchange(self, session: Session, need: Resource) -> TokenResponse:
-        subject = await self._once(f"refresh {session.grant_id}", lambda: self._subject_token(session))
+    async def _exchange(self, session: Session, need: Resource, run_id: str) -> TokenResponse:
+        if session.grant_id:
+            subject = await self._once(f"refresh {session.grant_id}", lambda: self._subject_token(session))
+        else:
+            subject = await self._inbound_token(session, run_id)
         now = self._clock()
         request = exchange_request(
             await self.server(),
@@ -187,6 +214,13 @@ class Broker:
             now=now,
         )
         return process_exchange_response(await self.transport.send(request), scope=need.scope, now=now)
+
+    async def _inbound_token(self, session: Session, run_id: str) -> Secret:
+        """The access token that the caller of this run came with. A run that was woken has none (casebook C11)."""
+        held = await asyncio.to_thread(self._inbound.token, run_id, session.principal, self._clock())
+        if held is None:
+            raise SignInAgainError("The access token that this conversation came with has expired", "Sign in again")
+        return held
 
     async def _subject_token(self, session: Session) -> Secret:
         if session.principal.issuer != self.issuer:
@@ -277,13 +311,29 @@ class Broker:
             return None
         assert isinstance(entry, dict)  # by usable()
         try:
-            value = json.loads(self._keys.open(entry["sealed"], _context(place, session.principal, need)).reveal())
+            value = self._unsealed(entry["sealed"], _context(place, session.principal, need))
         except SealError:
             return None
         # The sealed expiry counts; the one beside it can be edited by clients.
         if value["expires_at"] <= now + MARGIN:
             return None
         return AccessToken(Secret(value["access_token"]), need, value["expires_at"])
+
+    def serves(self, place: Place, session: Session, need: Resource, entry: object, now: float) -> bool:
+        """Whether :meth:`open` would give a token: a look ahead, for which the same value is opened once and not kept."""
+        if not self.usable(entry, now):
+            return False
+        assert isinstance(entry, dict)  # by usable()
+        try:
+            return self._expiry(entry["sealed"], _context(place, session.principal, need)) > now + MARGIN
+        except SealError:
+            return False
+
+    def _sealed_expiry(self, sealed: str, context: Context) -> float:
+        return float(self._unsealed(sealed, context)["expires_at"])
+
+    def _unsealed(self, sealed: str, context: Context) -> Any:
+        return json.loads(self._keys.open(sealed, context).reveal())
 
     # -- one request in flight ---------------------------------------------------------------------------------------
 

@@ -16,18 +16,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolCallId, Tool
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from langchain_core.tools import BaseTool
 
 from .access import AccessToken
-from .asking import Asking, Call, binding_digest
+from .asking import Asking
+from .binding import Call, binding_digest
 from .broker import SignInAgainError
-from .canonical import digest
+from .calls import INVALID_CALL, CallsOf, OpenCall, answer, calls_of, run_id
+from .canonical import digest, normalized
 from .errors import DeputizeError, InputError, NeedsError, RefusedError, SealError, StoreError, UsageError
+from .guarded import GuardedTool
 from .ledger import Claim, Ledger, Outcome, Request, effect_id
-from .needs import Approval, Binding, Needs, Resource, binding, needs_of
-from .policy import Decision, Deny, Facts, StepUp, decide
+from .needs import NOTHING, Approval, Binding, Needs, Resource, binding
+from .policy import Decision, Deferred, Deny, Facts, StepUp, decide
 from .principal import Caller
 from .secret import Secret
 from .sessions import Place, Session
@@ -36,134 +37,15 @@ from .text import printable
 if TYPE_CHECKING:
     from .identity import Identity
 
-__all__ = ["INVALID_CALL", "Examined", "Gate", "GuardedTool", "OpenCall", "open_calls"]
+__all__ = ["Examined", "Gate"]
 
 _log = logging.getLogger("deputize")
 
-INVALID_CALL = "invalid_call"
-"""What a call is named whose arguments were no JSON. Providers want an answer to it too; no tool may be called this."""
+_A_MOMENT = 1.0
+_A_WHILE = 60.0
+_OWNERS = 10_000
 
-
-@dataclass(frozen=True, slots=True)
-class GuardedTool:
-    """A tool with what it declares, a digest of its arguments' schema, and the names that a model may use.
-
-    Args:
-        names: the arguments that a model may give; ``None``: any but the injected ones.
-        injected: arguments that are the runtime's to give.
-        call_id: those of them in which LangChain puts the id of the call.
-    """
-
-    tool: BaseTool
-    needs: Needs
-    schema_digest: str
-    names: frozenset[str] | None
-    injected: frozenset[str] = frozenset()
-    call_id: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, tool: BaseTool) -> GuardedTool:
-        """
-        Raises:
-            NeedsError: the tool cannot be called through a gate.
-        """
-        if tool.name == INVALID_CALL:
-            raise NeedsError(f"A tool is called {INVALID_CALL!r}", "Give it another name; this one has a meaning here")
-        schema = _schema(tool)
-        if isinstance(schema, dict):
-            of_schema = digest({"name": tool.name, "schema": schema})
-            return cls(tool, needs_of(tool), of_schema, frozenset(schema.get("properties", {})))
-        injected = _injected(tool, schema)
-        call_id = _call_id(tool, schema, injected)
-        of_schema = digest({"name": tool.name, "schema": schema.model_json_schema()})
-        names = frozenset(_spelling(n, f) for n, f in schema.model_fields.items() if n not in injected)
-        anything = schema.model_config.get("extra") == "allow"
-        return cls(tool, needs_of(tool), of_schema, None if anything else names, injected, call_id)
-
-    def validated(self, arguments: Mapping[str, Any], call_id: str) -> dict[str, Any]:
-        """The arguments as the tool will see them.
-
-        Raises:
-            RefusedError: unknown names or values that do not fit. Values are not repeated: they may be anything.
-        """
-        if unknown := (set(arguments) & self.injected if self.names is None else set(arguments) - self.names):
-            # A token, a user id or a host that a model was talked into passing has no parameter to land in, and one that
-            # the runtime is to inject is not a model's to choose (E15).
-            raise RefusedError(f"{self.tool.name} has no argument {', '.join(sorted(map(str, unknown)))}")
-        schema = _schema(self.tool)
-        if isinstance(schema, dict):
-            if missing := set(schema.get("required", ())) - set(arguments):
-                raise RefusedError(f"{self.tool.name} needs {', '.join(sorted(missing))}")
-            return dict(arguments)
-        values = self._validated(schema, arguments, call_id)
-        if self._validated(schema, self.spelled(values), call_id) != values:
-            # LangChain validates again. A validator that adds a fee, or turns dollars into cents, would do it twice, and
-            # what runs would not be what was shown (B26).
-            raise RefusedError(
-                f"{self.tool.name} changes its arguments each time that they are validated",
-                "Let its validators leave alone what they have made",
-            )
-        return values
-
-    def _validated(self, schema: type[BaseModel], arguments: Mapping[str, Any], call_id: str) -> dict[str, Any]:
-        try:
-            model = schema.model_validate({**arguments, **dict.fromkeys(self.call_id, call_id)})
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RefusedError(f"{self.tool.name}: {where}: {first['msg']}") from None
-        values = {name: getattr(model, name) for name in type(model).model_fields if name not in self.injected}
-        return values | (model.model_extra or {})
-
-    def spelled(self, validated: Mapping[str, Any]) -> dict[str, Any]:
-        """Validated arguments as the tool is invoked with them: by alias, where it has some."""
-        schema = _schema(self.tool)
-        fields = {} if isinstance(schema, dict) else schema.model_fields
-        return {_spelling(n, fields[n]) if n in fields else n: value for n, value in validated.items()}
-
-
-def _schema(tool: BaseTool) -> type[BaseModel] | dict[str, Any]:
-    if isinstance(tool.args_schema, dict):
-        return tool.args_schema
-    if isinstance(tool, Tool) and tool.args_schema is None:  # of the old kind: one string, which models call this
-        return {"type": "object", "properties": {"__arg1": {"type": "string"}}, "required": ["__arg1"]}
-    model = tool.get_input_schema()
-    if not issubclass(model, BaseModel):
-        raise NeedsError(f"{tool.name} has a schema of pydantic 1", "Write its arguments with pydantic 2")
-    return model
-
-
-def _spelling(name: str, field: FieldInfo) -> str:
-    return field.validation_alias if isinstance(field.validation_alias, str) else name
-
-
-def _injected(tool: BaseTool, schema: type[BaseModel]) -> frozenset[str]:
-    shown: Mapping[str, Any] = getattr(tool.tool_call_schema, "model_fields", {})
-    return frozenset(schema.model_fields) - frozenset(shown)
-
-
-def _call_id(tool: BaseTool, schema: type[BaseModel], injected: frozenset[str]) -> frozenset[str]:
-    found = set()
-    for name in injected:
-        field = schema.model_fields[name]
-        if any(m is InjectedToolCallId or isinstance(m, InjectedToolCallId) for m in field.metadata):
-            found.add(name)
-        elif field.is_required():
-            raise NeedsError(
-                f"{tool.name} wants {name!r} to be injected, which the gate does not do",
-                "Give it a default, or bind it when the tool is made",
-            )
-    return frozenset(found)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenCall:
-    """A tool call that the model made and nobody has answered."""
-
-    message_id: str
-    id: str
-    name: str
-    arguments: Mapping[str, Any]
+_NOT_READY = "The call is not ready any more. Ask again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +62,7 @@ class Examined:
     tokens: Mapping[str, AccessToken] | None = None
     missing: tuple[Resource, ...] = ()
     claim: Claim | None = None
+    whose: str = ""
 
     @property
     def waits(self) -> bool:
@@ -192,22 +75,44 @@ class Examined:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """That a caller was found to be a thread's owner at ``at`` (unix seconds), and the session that there was."""
+
+    at: float
+    session: Session | None
+
+
 class Gate:
     """One graph's gate.
 
     Args:
         graph: the graph's name; sessions and seals name it, so that no other graph can use them (casebook E20).
         identity: the deployment whose database, issuer and clock count.
+        defers: whether the graph tells outcomes that come later (the node ``settle``). In one that does not, every approval
+            is waited for, and what waits is withdrawn when people go on talking.
+        injects: as for :meth:`GuardedTool.of`.
     """
 
-    def __init__(self, tools: Sequence[BaseTool], graph: str, identity: Identity) -> None:
-        self.tools = {tool.name: GuardedTool.of(tool) for tool in tools}
+    def __init__(
+        self,
+        tools: Sequence[BaseTool],
+        graph: str,
+        identity: Identity,
+        *,
+        defers: bool = False,
+        injects: bool = False,
+    ) -> None:
+        self.tools = {tool.name: GuardedTool.of(tool, injects=injects) for tool in tools}
         if len(self.tools) != len(tools):
             raise NeedsError("Two tools have the same name", "Give each tool a name of its own")
         self.graph = graph
         self.scopes = sorted({s for t in self.tools.values() for need in t.needs.tokens.values() for s in need.scopes})
         self._identity = identity
+        self._defers = defers
         self._tenant = identity.settings.tenant
+        identity.graphs.add(graph)
+        self._owners: dict[tuple[Place, str], _Seen] = {}
 
     @property
     def asking(self) -> Asking:
@@ -218,9 +123,9 @@ class Gate:
     def _ledger(self) -> Ledger:
         return self._identity.ledger
 
-    def caller(self) -> Caller | None:
+    def caller(self, config: Mapping[str, Any]) -> Caller | None:
         """For whom this run is."""
-        return self._identity.current_caller()
+        return self._identity.current_caller(config, self.place(config))
 
     def _clock(self) -> float:
         return self._identity.clock()
@@ -237,23 +142,82 @@ class Gate:
             )
         return Place(self._tenant, self.graph, str(thread))
 
-    def check_owner(self, config: Mapping[str, Any]) -> None:
+    def check_owner(self, config: Mapping[str, Any], *, begin: bool = False) -> None:
         """Refuse a run of anybody but the one whom this thread belongs to (casebook E13).
 
-        The whole run, not only its guarded calls: the history that the model would be shown is somebody's.
+        The whole run, not only its guarded calls: the history that the model would be shown is somebody's. A thread belongs
+        to whoever began it, and to the person who signed in there.
+
+        Args:
+            begin: a run that may be the thread's first one.
         """
-        self._session(self.place(config))
+        self._session(self.place(config), config, begin)
 
-    def _session(self, place: Place) -> Session | None:
-        session = self._identity.sessions.of(place)
+    def knows_owner(self, config: Mapping[str, Any]) -> bool:
+        """Whether :meth:`check_owner` found a moment ago that the thread is this caller's. Reads no database.
+
+        It saves a trip to a thread where one step has just checked what the next one wants checked. Nobody loses a thread in
+        between: whose it is, is written once, and others are not signed in there.
+        """
+        return self._seen(config, _A_MOMENT) is not None
+
+    def runs_at_once(self, calls: Sequence[OpenCall], config: Mapping[str, Any], tokens: Mapping[str, Any]) -> bool:
+        """Whether there seems to be nothing that these calls could wait for: they may go to ``tool_call`` as they are.
+
+        A guess that reads no database, from what the run found when it began: a live session, tokens that open for it, and
+        no condition that could ask a person. ``tool_call`` examines each call and decides; a wrong guess allows nothing.
+        """
+        seen, now = self._seen(config, _A_WHILE), self._clock()
+        for call in calls:
+            needs = self.tools[call.name].needs if call.name in self.tools else NOTHING
+            if not needs.user:
+                continue
+            if needs.approvals or seen is None or seen.session is None or not seen.session.live(now):
+                return False
+            place, serves = seen.session.place, self._identity.broker.serves
+            if not all(serves(place, seen.session, need, tokens.get(key), now) for key, need in _keyed(needs)):
+                return False
+        return True
+
+    def _seen(self, config: Mapping[str, Any], within: float) -> _Seen | None:
+        caller = self._identity.current_caller(config)  # nobody, for a run of the waker: that one is looked up
+        seen = self._owners.get((self.place(config), caller.key)) if caller else None
+        return seen if seen is not None and 0 <= self._clock() - seen.at < within else None
+
+    def _session(self, place: Place, config: Mapping[str, Any], begin: bool = False) -> Session | None:
+        session, caller = self._identity.sessions.of(place), self.caller(config)
         if session is not None:
-            session.require(self.caller())
-        return session
+            session.require(caller)
+            self._found(place, caller, session)
+            return session
+        key = caller.key if caller else ""
+        began = self._identity.sessions.began(place)
+        if began is None and begin:
+            began = self._identity.sessions.begin(place, key, self._clock())
+        if began and began != key:
+            # Attack: somebody leaves an order in a thread of theirs, for the person who opens it to be signed in to.
+            raise RefusedError(
+                "This conversation was begun by somebody else",
+                "Use a thread of your own; in Python, say who is calling: with identity.caller(principal)",
+                code="foreign_thread",
+            )
+        if began:
+            self._found(place, caller)
+        return None
 
-    async def token(self, place: Place, session: Session, need: Resource) -> dict[str, Any]:
+    def _found(self, place: Place, caller: Caller | None, session: Session | None = None) -> None:
+        if len(self._owners) >= _OWNERS:
+            self._owners.clear()
+        if caller is not None:
+            self._owners[place, caller.key] = _Seen(self._clock(), session)
+
+    def _whose(self, place: Place, session: Session | None) -> str:
+        return session.principal.key if session is not None else self._identity.sessions.began(place) or ""
+
+    async def token(self, config: Mapping[str, Any], session: Session, need: Resource) -> dict[str, Any]:
         """A token for graph state; a session whose grant is spent ends, so that the next look asks for a sign-in."""
         try:
-            return await self._identity.broker.token(place, session, need)
+            return await self._identity.broker.token(self.place(config), session, need, run_id(config))
         except SignInAgainError:
             await asyncio.to_thread(self._identity.sessions.end, session, self._clock())
             raise
@@ -266,34 +230,44 @@ class Gate:
         config: Mapping[str, Any],
         tokens: Mapping[str, Any],
         failures: Mapping[str, Any],
+        *,
+        lend: bool = False,
     ) -> list[Examined]:
         """What is to be done about each of one turn's open calls, from what the database says now.
 
         Args:
             tokens: graph state's sealed tokens by :attr:`identity.needs.Resource.key`.
             failures: what could not be had in this turn: ``{key: {"message_id": …, "reason": …}}``.
+            lend: open the tokens, for the call itself; a look ahead needs to know only whether they would open.
         """
         if not calls:
             return []
         place, now, message_id = self.place(config), self._clock(), calls[0].message_id
-        session = self._session(place)
+        session = self._session(place, config)
+        whose = self._whose(place, session)
         if session is not None and not session.live(now):
             session = None
-        requests = self._ledger.of_calls(self._tenant, message_id)
+        may_ask = any(call.name in self.tools and self.tools[call.name].needs.approvals for call in calls)
+        requests = self._ledger.of_calls(place, message_id) if may_ask else {}
         effects = self._ledger.effects(self._tenant, message_id)
         told = {
             k: str(v.get("reason", ""))
             for k, v in failures.items()
             if isinstance(v, Mapping) and v.get("message_id") == message_id
         }
-        login = self._login_state(place, message_id) if session is None else (None, "")
+        login = self._login_state(place, message_id, config) if session is None else (None, "")
         return [
-            self._examine(call, place, now, session, requests.get(call.id), effects.get(call.id), login, tokens, told)
+            replace(
+                self._examine(
+                    call, place, now, session, requests.get(call.id), effects.get(call.id), login, tokens, told, lend
+                ),
+                whose=whose,
+            )
             for call in calls
         ]
 
-    def _login_state(self, place: Place, message_id: str) -> tuple[Request | None, str]:
-        caller = self.caller()
+    def _login_state(self, place: Place, message_id: str, config: Mapping[str, Any]) -> tuple[Request | None, str]:
+        caller = self.caller(config)
         last = self._ledger.last_login(place, caller.key if caller else "")
         if last is None or last.state == "pending":
             return last, ""
@@ -313,6 +287,7 @@ class Gate:
         login: tuple[Request | None, str],
         tokens: Mapping[str, Any],
         failures: Mapping[str, str],
+        lend: bool,
     ) -> Examined:
         if claim is not None:  # before all else: what was started is told as it is, whatever became of the tool since
             return Examined(call, decide(Facts(effect=claim.state)), claim=claim)
@@ -324,23 +299,33 @@ class Gate:
             audience = tool.needs.primary.audience if tool.needs.primary else ""
             bound = Call(call.message_id, call.id, call.name, arguments, tool.schema_digest, audience)
             condition = tool.needs.approval_for(arguments)
-            digest(dict(arguments))  # what cannot be digested cannot be bound, so it is not called
+            normalized(dict(arguments))  # what has no canonical form cannot be bound, so it is not called
         except DeputizeError as error:
             return Examined(call, decide(Facts(problem=str(error))), tool)
         pending_login, login_refused = login
+        relation, lacking = "unknown", ""
+        if tool.needs.relations and session is not None:
+            # Read anew by every look: it may have been taken away since the approval (casebook G2).
+            relation, lacking = self._identity.relations.check(session.principal, tool.needs.relations, arguments)
         approval, reason, evidence = "none", "", None
-        if condition is not None and session is not None and request is not None:
+        if session is not None and request is not None:
+            # Once a person was asked about this call, their word decides, whatever a condition that looks at the market or
+            # at a setting says by now: no answer, and a no, stay what they are.
             approval, reason, evidence = self._approval(request, bound, place, session, tool.needs, now)
-        opened, missing = self._tokens(tool.needs, place, session, tokens, evidence, now)
+        opened, missing = self._tokens(tool.needs, place, session, tokens, evidence, now, lend)
         failed = next((failures[need.key] for need in missing if need.key in failures), "") or failures.get(call.id, "")
         decision = decide(
             Facts(
                 needs_user=tool.needs.user,
                 session="live" if session else "none",
                 login_refused=login_refused or failures.get("login", ""),
-                needs_approval=condition is not None,
+                needs_relation=bool(tool.needs.relations),
+                relation=relation,  # type: ignore[arg-type]
+                relation_reason=lacking,
+                needs_approval=condition is not None or approval != "none",
                 approval=approval,  # type: ignore[arg-type]
                 approval_reason=reason,
+                defers=self._defers and condition is not None and condition.wait == "defer",
                 token_missing=bool(missing),
                 failure=failed,
             )
@@ -393,70 +378,113 @@ class Gate:
         tokens: Mapping[str, Any],
         approved: AccessToken | None,
         now: float,
+        lend: bool,
     ) -> tuple[dict[str, AccessToken], tuple[Resource, ...]]:
+        broker = self._identity.broker
         opened: dict[str, AccessToken] = {}
         missing: list[Resource] = []
         for parameter, need in needs.tokens.items():
+            held = tokens.get(need.key)
             if approved is not None and approved.resource is need:
                 opened[parameter] = approved
-                continue
-            token = self._identity.broker.open(place, session, need, tokens.get(need.key), now) if session else None
-            if token is None:
+            elif session is None:
+                missing.append(need)
+            elif not lend:
+                if not broker.serves(place, session, need, held, now):
+                    missing.append(need)
+            elif (token := broker.open(place, session, need, held, now)) is None:
                 missing.append(need)
             else:
                 opened[parameter] = token
         return opened, tuple(missing)
 
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    async def ask(self, config: Mapping[str, Any], examined: Examined) -> Request:
+        """Ask the session's person about a call. Runs on the transport's loop.
+
+        What was asked for already is not asked twice: the call is answered by reference to that, and never run (B22).
+        """
+        assert examined.session and examined.bound and examined.condition and examined.tool  # by StepUp("approval")
+        call, need = examined.call, examined.tool.needs.primary
+        request = await self.asking.approval(
+            self.place(config), examined.session, examined.bound, examined.condition, need, call.arguments
+        )
+        if (request.message_id, request.tool_call_id) != (call.message_id, call.id):
+            await asyncio.to_thread(self._refer, examined, request)
+        return request
+
+    def _refer(self, examined: Examined, request: Request) -> None:
+        claim = self._claim(examined.call, examined.whose, request)
+        if claim.first:
+            told = (
+                f"The same was asked for before (#{request.short_id}): it is one request and is done once."
+                f" Asked for {1 + self._ledger.referred(request)} x."
+            )
+            self._ledger.finish(self._tenant, claim, Outcome(told, "success"), self._clock())
+
     # -- running ---------------------------------------------------------------------------------------------------
 
     def admit(
-        self, call: OpenCall, config: Mapping[str, Any], tokens: Mapping[str, Any], failures: Mapping[str, Any]
+        self,
+        call: OpenCall,
+        config: Mapping[str, Any],
+        tokens: Mapping[str, Any],
+        failures: Mapping[str, Any],
+        *,
+        asks: bool = False,
     ) -> Examined | ToolMessage:
         """Right before the call: examine it again and claim its effect. A ``ToolMessage`` says why it is not made.
 
         Args:
             tokens, failures: as for :meth:`examine`; what a failure says can only keep the call from being made.
+            asks: the caller can still obtain what is missing. It gets what was examined, with its ``StepUp`` and no claim.
 
         Raises:
             RefusedError: the thread is somebody else's. That is no answer to this call: it stays the owner's.
         """
-        self.check_owner(config)
+        if not self.knows_owner(config):  # examine() looks in any case; this is for the way in which it refuses
+            self.check_owner(config)
         try:
-            examined = self.examine([call], config, tokens, failures)[0]
+            examined = self.examine([call], config, tokens, failures, lend=True)[0]
             match examined.decision:
                 case Deny(reason=reason):
                     return answer(call, Outcome(reason, "error"))
                 case StepUp():
-                    return answer(call, Outcome("The call is not ready any more. Ask again.", "error"))
+                    return examined if asks else answer(call, Outcome(_NOT_READY, "error"))
+                case Deferred():
+                    assert examined.request is not None
+                    return answer(call, self._defer(examined.request))
             if examined.claim is not None:
-                return answer(call, self._settled(call, self._claim(call)))
+                return answer(call, self._settled(call, self._claim(call, examined.whose), examined.whose))
             assert examined.tool is not None and examined.bound is not None  # by Allow
-            if examined.tool.needs.read_only and examined.condition is None:
+            if examined.tool.needs.read_only and examined.condition is None and examined.request is None:
                 return examined  # with a condition it claims all the same: an approval serves once, whatever it is for
-            claim = self._claim(call, examined.request)
+            claim = self._claim(call, examined.whose, examined.request)
             if not claim.first:
-                return answer(call, self._settled(call, claim))
+                return answer(call, self._settled(call, claim, examined.whose))
         except DeputizeError as error:
             return answer(call, Outcome(str(error), "error"))
         else:
             return replace(examined, claim=claim)
 
-    def _claim(self, call: OpenCall, request: Request | None = None) -> Claim:
+    def _claim(self, call: OpenCall, whose: str, request: Request | None = None) -> Claim:
         return self._ledger.claim(
             tenant=self._tenant,
             message_id=call.message_id,
             tool_call_id=call.id,
-            digest=_effect_digest(call),
+            digest=_effect_digest(call, whose),
             request_id=request.id if request else "",
             now=self._clock(),
         )
 
     @staticmethod
-    def _settled(call: OpenCall, claim: Claim) -> Outcome:
+    def _settled(call: OpenCall, claim: Claim, whose: str) -> Outcome:
         """How a call that was started before is answered: from the ledger, never by running it again (casebook E4-E7)."""
-        if claim.digest != _effect_digest(call):
-            # Attack: the arguments are edited in the history afterwards, and the outcome is read as theirs.
-            return Outcome("Another call was made under this id. This one was not carried out.", "error")
+        if claim.digest != _effect_digest(call, whose):
+            # Attacks: the arguments are edited in the history afterwards, and the outcome is read as theirs; somebody who
+            # has seen the ids reads another person's outcome.
+            return Outcome("Another call was made under this id, so nothing was done here.", "error")
         if claim.outcome is not None:
             return claim.outcome
         return Outcome(
@@ -475,11 +503,12 @@ class Gate:
             tokens=dict(examined.tokens),
             idempotency_key=effect_id(self._tenant, call.message_id, call.id),
             secrets=tuple(Secret(token.reveal()) for token in examined.tokens.values()),
+            principal=examined.session.principal if examined.session is not None else None,
         )
         reset = binding.set(lent)
         try:
             arguments = examined.tool.spelled(examined.bound.arguments)
-            yield {"type": "tool_call", "id": call.id, "name": call.name, "args": arguments}
+            yield {"type": "tool_call", "id": call.known_as, "name": call.name, "args": arguments}
         finally:
             binding.reset(reset)
 
@@ -496,27 +525,36 @@ class Gate:
 
     # -- people go on talking --------------------------------------------------------------------------------------
 
-    def answer_open(self, messages: Sequence[AnyMessage], config: Mapping[str, Any]) -> list[AnyMessage]:
+    def answer_open(
+        self, messages: Sequence[AnyMessage], config: Mapping[str, Any], of: CallsOf | None = None
+    ) -> list[AnyMessage]:
         """The history with every call answered once, right behind its ``AIMessage``; what answers no call is left out.
 
-        A call that is open gets its outcome, or is withdrawn.
+        A call that is open gets its outcome. One that a person is asked about, or has just agreed to, is deferred; any other
+        is withdrawn.
+
+        Args:
+            of: as for :func:`open_calls`.
         """
-        self.check_owner(config)
+        place = self.place(config)
+        whose = self._whose(place, self._session(place, config))
         history: list[AnyMessage] = []
-        turn: AIMessage | None = None
+        turn: int | None = None
         given: dict[str, ToolMessage] = {}
         rest: list[AnyMessage] = []
 
         def close() -> None:
             if turn is not None:
-                history.append(turn)
-                history.extend(given.get(c.id) or answer(c, self._withdraw(c)) for c in _calls(turn))
+                history.append(messages[turn])
+                for call in (of or calls_of)(messages, turn):
+                    told = given.pop(call.known_as, None)
+                    history.append(told or answer(call, self._closed(call, place, whose)))
             history.extend(rest)
 
-        for message in messages:
+        for index, message in enumerate(messages):
             if isinstance(message, AIMessage):
                 close()
-                turn, given, rest = message, {}, []
+                turn, given, rest = index, {}, []
             elif isinstance(message, ToolMessage):
                 given.setdefault(message.tool_call_id, message)  # of this turn: providers use ids again in later ones
             else:
@@ -524,43 +562,68 @@ class Gate:
         close()
         return history
 
-    def _withdraw(self, call: OpenCall) -> Outcome:
-        request = self._ledger.of_calls(self._tenant, call.message_id).get(call.id)
+    def _closed(self, call: OpenCall, place: Place, whose: str) -> Outcome:
+        """What an open call is answered with, when it cannot stay open."""
+        request = self._ledger.of_calls(place, call.message_id).get(call.id)
+        if request is not None and self._defers and request.state in ("pending", "approved"):
+            if call.id not in self._ledger.effects(self._tenant, call.message_id):
+                return self._defer(request)
+        elif request is not None and request.state in ("denied", "expired"):
+            refused = decide(Facts(needs_approval=True, approval=request.state, approval_reason=request.reason))
+            assert isinstance(refused, Deny)
+            return self.close(call, Outcome(refused.reason, "error"), whose, request)
         if request is not None:
             self._ledger.decide(request, "withdrawn", now=self._clock())
-        withdrawn = Outcome(
-            "Withdrawn: the conversation went on before this was decided. It was not carried out.", "error"
-        )
+        withdrawn = "Withdrawn: the conversation went on before this was decided. It was not carried out."
+        return self.close(call, Outcome(withdrawn, "error"), whose, request)
+
+    def close(self, call: OpenCall, outcome: Outcome, whose: str, request: Request | None) -> Outcome:
+        """Answer a call for good that was not made; what the ledger says instead, if it was.
+
+        With the claim taken the answer stays true: no run that is still going, and no old checkpoint, makes the call later.
+        """
         try:
-            claim = self._claim(call, request)
+            claim = self._claim(call, whose, request)
         except UsageError:  # its arguments have no digest, so it could never be carried out
-            return withdrawn
+            return outcome
         if not claim.first:
-            return self._settled(call, claim)
-        # With the claim taken this stays true: no run that is still going, and no old checkpoint, carries it out later.
-        self._ledger.finish(self._tenant, claim, withdrawn, self._clock())
-        return withdrawn
+            return self._settled(call, claim, whose)
+        self._ledger.finish(self._tenant, claim, outcome, self._clock())
+        return outcome
+
+    def _defer(self, request: Request) -> Outcome:
+        self._ledger.defer(request, self._clock())
+        return Outcome(f"Asked for approval (#{request.short_id}). It goes on when that is decided.", "success")
+
+    def deferred(self, config: Mapping[str, Any]) -> list[Request]:
+        """What was answered with "asked for approval" on this thread, and whose outcome has not been told since."""
+        return self._ledger.deferred(self.place(config)) if self._defers else []
+
+    def told(self, requests: Sequence[Request]) -> None:
+        """The outcomes of these requests stand in the conversation."""
+        self._ledger.settled(requests, self._clock())
+
+    def deferred_call(self, request: Request) -> OpenCall | None:
+        """The call that a request is about, as the model made it; ``None`` if its row was changed meanwhile."""
+        try:
+            asked = self._ledger.payload(request)
+        except SealError as error:
+            _log.error("Request %s cannot be gone on with: %s", request.short_id, error)
+            return None
+        return OpenCall(request.message_id, request.tool_call_id, asked["tool"], asked["given"])
+
+    def settle(self, request: Request, call: OpenCall, answered: ToolMessage, config: Mapping[str, Any]) -> ToolMessage:
+        """The last word about a deferred call, which nothing can change any more."""
+        if answered.status != "error":
+            return answered
+        place = self.place(config)
+        whose = self._whose(place, self._session(place, config))
+        return answer(call, self.close(call, Outcome(str(answered.content), "error"), whose, request))
 
 
-def _effect_digest(call: OpenCall) -> str:
-    return digest({"tool": call.name, "arguments": dict(call.arguments)})
+def _effect_digest(call: OpenCall, whose: str) -> str:
+    return digest({"tool": call.name, "arguments": dict(call.arguments), "whose": whose})
 
 
-def answer(call: OpenCall, outcome: Outcome) -> ToolMessage:
-    """An outcome as the call's ``ToolMessage``."""
-    return ToolMessage(outcome.content, name=call.name, tool_call_id=call.id, status=outcome.status)
-
-
-def open_calls(messages: Sequence[AnyMessage]) -> list[OpenCall]:
-    """The unanswered calls of the last turn. Looks back as far as that turn only, however long the history is."""
-    answered: set[str] = set()
-    for message in reversed(messages):
-        if isinstance(message, ToolMessage):
-            answered.add(message.tool_call_id)
-        elif isinstance(message, AIMessage):
-            return [call for call in _calls(message) if call.id not in answered]
-    return []
-
-
-def _calls(message: AIMessage) -> list[OpenCall]:
-    return [OpenCall(message.id or "", c["id"] or "", c["name"], c["args"]) for c in message.tool_calls]
+def _keyed(needs: Needs) -> list[tuple[str, Resource]]:
+    return [(need.key, need) for need in needs.tokens.values()]

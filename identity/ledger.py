@@ -14,19 +14,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from .errors import RefusedError
 from .principal import Principal
 from .sealing import RowKeys, row_context
+from .secret import Secret
 from .sessions import Place
 from .store import Database
 
-__all__ = ["Claim", "Kind", "Ledger", "Outcome", "Request", "RequestState", "effect_id"]
+__all__ = ["DECLINED", "Claim", "Kind", "Ledger", "Outcome", "Request", "RequestState", "effect_id"]
 
 Kind = Literal["login", "approval"]
 RequestState = Literal["pending", "approved", "denied", "expired", "withdrawn"]
 
+DECLINED = "The person who was asked declined."
+"""The reason of a request that a person declined, rather than that it could not be asked or fetched."""
+
+_WAKE_LEASE = 30.0
+_WAKE_LIFETIME = 3600.0
+_OUTCOME_LIMIT = 1 << 20
+
 _COLUMNS = (
     "id, tenant, kind, state, owner, issuer, subject, graph, thread, message_id, tool_call_id, digest, url, code, payload,"
-    " handle, evidence, reason, interval, next_poll_at, created_at, expires_at, decided_at"
+    " handle, evidence, reason, interval, next_poll_at, created_at, expires_at, decided_at, call, deferred_at, settled_at"
 )
 
 
@@ -42,6 +51,9 @@ class Request:
         url, code: what the person is shown: the page, and the code to type or to compare.
         interval: seconds between polls.
         expires_at, decided_at: unix seconds.
+        call: digest of what is to be called with what for whom, the same for every equal call; empty for a login.
+        deferred_at: when its call was answered with "asked for approval"; unix seconds.
+        settled_at: when what became of it since was seen in the conversation.
     """
 
     id: str
@@ -65,6 +77,9 @@ class Request:
     sealed_payload: str
     sealed_handle: str
     sealed_evidence: str | None
+    call: str = ""
+    deferred_at: float | None = None
+    settled_at: float | None = None
 
     @property
     def short_id(self) -> str:
@@ -107,6 +122,11 @@ def effect_id(tenant: str, message_id: str, tool_call_id: str) -> str:
     return hashlib.sha256(b"deputize effect\0" + place).hexdigest()[:40]
 
 
+def _fingerprint(value: str) -> str:
+    """How a token is found without being kept."""
+    return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class Ledger:
     """Requests and effects of one database.
 
@@ -138,6 +158,8 @@ class Ledger:
         interval: float,
         expires_at: float,
         now: float,
+        ping: str = "",
+        call: str = "",
     ) -> Request:
         """Record what was asked. If the same was asked meanwhile, that request is returned and this one is dropped.
 
@@ -166,6 +188,8 @@ class Ledger:
             "leased_until": 0.0,
             "created_at": now,
             "expires_at": expires_at,
+            "ping": _fingerprint(ping) if ping else None,
+            "call": call,
         }
         with self._db.write() as db:
             # The look-up and the insert are one transaction: two runs of one step ask once (casebook B11).
@@ -177,7 +201,7 @@ class Ledger:
                 else self._select(db, *_pending_login(place, owner))
             )
             if existing:
-                return existing[0]
+                return _in(place, existing[0])
             names = ", ".join(values)
             marks = ", ".join("?" * len(values))
             db.execute(f"INSERT INTO requests ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608
@@ -187,10 +211,26 @@ class Ledger:
         """One request by its id."""
         return _first(self._read("id = ?", (id_,)))
 
-    def of_calls(self, tenant: str, message_id: str) -> dict[str, Request]:
-        """The approval requests of one turn, by ``tool_call_id``."""
-        found = self._read("tenant = ? AND message_id = ? AND kind = 'approval'", (tenant, message_id))
-        return {request.tool_call_id: request for request in found}
+    def of_calls(self, place: Place, message_id: str) -> dict[str, Request]:
+        """The approval requests of one turn of one thread, by ``tool_call_id``."""
+        found = self._read("tenant = ? AND message_id = ? AND kind = 'approval'", (place.tenant, message_id))
+        return {request.tool_call_id: request for request in found if request.place == place}
+
+    def of_call(self, place: Place, message_id: str, tool_call_id: str) -> Request | None:
+        """The approval request of one call.
+
+        Raises:
+            RefusedError: it was asked for in another thread, of which this one is a copy.
+        """
+        found = self._read(
+            "tenant = ? AND message_id = ? AND tool_call_id = ? AND kind = 'approval'",
+            (place.tenant, message_id, tool_call_id),
+        )
+        return _in(place, found[0]) if found else None
+
+    def by_ping(self, tenant: str, token: str) -> Request | None:
+        """The request whose ``client_notification_token`` this is (CIBA Core §10.2)."""
+        return _first(self._read("tenant = ? AND ping = ?", (tenant, _fingerprint(token))))
 
     def pending_login(self, place: Place, owner: str) -> Request | None:
         """The login that ``owner`` is being asked for in this place."""
@@ -226,6 +266,44 @@ class Ledger:
             " ORDER BY created_at",
             (principal.tenant, principal.issuer, principal.subject, now),
         )
+
+    def equal_open(self, place: Place, call: str, now: float) -> Request | None:
+        """The request of an equal call that waits in one place, or was approved and is still to be carried out (B22)."""
+        return _first(
+            self._read(
+                "tenant = ? AND graph = ? AND thread = ? AND kind = 'approval' AND call = ? AND ("
+                "(state = 'pending' AND expires_at > ?)"
+                " OR (state = 'approved' AND deferred_at IS NOT NULL AND settled_at IS NULL)) ORDER BY created_at",
+                (place.tenant, place.graph, place.thread, call, now),
+            )
+        )
+
+    def declined(self, principal: Principal, since: float) -> list[Request]:
+        """The approvals that a person declined after ``since``, in whatever thread, the latest first."""
+        return self._read(
+            "tenant = ? AND issuer = ? AND subject = ? AND created_at > ? AND kind = 'approval' AND state = 'denied'"
+            " AND reason = ? AND decided_at > ? ORDER BY decided_at DESC",
+            # Nothing waits for a day: the index is by when it was asked.
+            (principal.tenant, principal.issuer, principal.subject, since - 86_400, DECLINED, since),
+        )
+
+    def defer(self, request: Request, now: float) -> None:
+        """A call is answered with "asked for approval": what becomes of it is told later."""
+        with self._db.write() as db:
+            db.execute("UPDATE requests SET deferred_at = ifnull(deferred_at, ?) WHERE id = ?", (now, request.id))
+
+    def deferred(self, place: Place) -> list[Request]:
+        """The deferred requests of one place whose outcome has not been seen in its conversation yet, oldest first."""
+        return self._read(
+            "tenant = ? AND graph = ? AND thread = ? AND deferred_at IS NOT NULL AND settled_at IS NULL"
+            " ORDER BY created_at",
+            (place.tenant, place.graph, place.thread),
+        )
+
+    def settled(self, requests: Sequence[Request], now: float) -> None:
+        """What became of these requests stands in the conversation."""
+        with self._db.write(durable=False) as db:
+            db.executemany("UPDATE requests SET settled_at = ? WHERE id = ?", [(now, r.id) for r in requests])
 
     def due(self, tenant: str, now: float, limit: int = 50) -> list[Request]:
         """A tenant's pending requests whose next poll has come and that nobody holds a lease on."""
@@ -279,9 +357,60 @@ class Ledger:
         process died in between."""
         return self._read(
             "tenant = ? AND state NOT IN ('pending', 'withdrawn') AND woken_at IS NULL AND decided_at > ?"
-            " ORDER BY decided_at LIMIT ?",
-            (tenant, now - 86_400, limit),
+            " AND ifnull(wake_leased_until, 0) <= ? ORDER BY decided_at LIMIT ?",
+            (tenant, now - 86_400, now, limit),
         )
+
+    def unwoken_in(self, place: Place, now: float) -> list[Request]:
+        """The same in one place."""
+        return self._read(
+            "tenant = ? AND graph = ? AND thread = ? AND state NOT IN ('pending', 'withdrawn') AND woken_at IS NULL"
+            " AND decided_at > ?",
+            (place.tenant, place.graph, place.thread, now - 86_400),
+        )
+
+    def take_wakes(self, requests: Sequence[Request], now: float) -> bool:
+        """Take the wake of one thread's decided requests for half a minute; false if another process has all of them."""
+        with self._db.write(durable=False) as db:
+            changed = db.execute(
+                f"UPDATE requests SET wake_leased_until = ? WHERE id IN ({', '.join('?' * len(requests))})"  # noqa: S608
+                " AND woken_at IS NULL AND ifnull(wake_leased_until, 0) <= ?",
+                (now + _WAKE_LEASE, *(request.id for request in requests), now),
+            )
+            return changed.rowcount > 0
+
+    def wake_later(self, requests: Sequence[Request], at: float) -> None:
+        """Give the wake back: to be tried again at ``at`` (unix seconds)."""
+        with self._db.write(durable=False) as db:
+            db.executemany(
+                "UPDATE requests SET wake_leased_until = ? WHERE id = ?", [(at, request.id) for request in requests]
+            )
+
+    def issue_wake(self, place: Place, now: float) -> Secret:
+        """A nonce with which one run goes on for the owner of a thread, without anybody who calls (casebook E19)."""
+        nonce = Secret(secrets.token_urlsafe(32))
+        with self._db.write(durable=False) as db:
+            db.execute("DELETE FROM wakes WHERE expires_at < ?", (now,))
+            db.execute(
+                "INSERT INTO wakes (id, tenant, graph, thread, run_id, expires_at) VALUES (?, ?, ?, ?, '', ?)",
+                (_fingerprint(nonce.reveal()), place.tenant, place.graph, place.thread, now + _WAKE_LIFETIME),
+            )
+        return nonce
+
+    def redeem_wake(self, nonce: str, place: Place, run_id: str, now: float) -> bool:
+        """Whether a run may go on with a nonce: the first one that shows it, in its own thread, and no other."""
+        where = (_fingerprint(nonce), place.tenant, place.graph, place.thread, now)
+        found = self._db.read(
+            "SELECT run_id FROM wakes WHERE id = ? AND tenant = ? AND graph = ? AND thread = ? AND expires_at > ?",
+            where,
+        )
+        if not run_id or not found:
+            return False
+        if not found[0][0]:
+            with self._db.write(durable=False) as db:
+                db.execute("UPDATE wakes SET run_id = ? WHERE id = ? AND run_id = ''", (run_id, where[0]))
+            return self.redeem_wake(nonce, place, run_id, now)
+        return bool(found[0][0] == run_id)
 
     def woken(self, request: Request, now: float) -> bool:
         """Take over the wake of a decided request; false if somebody else has."""
@@ -315,6 +444,14 @@ class Ledger:
         )
         return {row[0]: self._claim(tenant, *row[1:]) for row in rows}
 
+    def referred(self, request: Request) -> int:
+        """How many other calls were answered by reference to a request."""
+        found = self._db.read(
+            "SELECT count(*) FROM effects WHERE request_id = ? AND id != ?",
+            (request.id, effect_id(request.place.tenant, request.message_id, request.tool_call_id)),
+        )
+        return int(found[0][0])
+
     def claim(
         self, *, tenant: str, message_id: str, tool_call_id: str, digest: str, request_id: str, now: float
     ) -> Claim:
@@ -342,7 +479,8 @@ class Ledger:
 
         Not forced to the disk: after a power cut the row reads ``claimed``, which is treated as ``unknown``.
         """
-        sealed = self._seal(tenant, claim.id, "outcome", "", {"content": outcome.content, "status": outcome.status})
+        content = outcome.content if len(outcome.content) <= _OUTCOME_LIMIT else outcome.content[:_OUTCOME_LIMIT] + "…"
+        sealed = self._seal(tenant, claim.id, "outcome", "", {"content": content, "status": outcome.status})
         with self._db.write(durable=False) as db:
             db.execute(
                 "UPDATE effects SET state = 'done', outcome = ?, done_at = ? WHERE id = ? AND state != 'done'",
@@ -382,6 +520,12 @@ def _pending_login(place: Place, owner: str) -> tuple[str, tuple[object, ...]]:
     )
 
 
+def _in(place: Place, request: Request) -> Request:
+    if request.place != place:
+        raise RefusedError("The same was asked for in another conversation", "Decide it there, or ask anew here")
+    return request
+
+
 def _first(requests: list[Request]) -> Request | None:
     return requests[0] if requests else None
 
@@ -410,9 +554,13 @@ def _requests(rows: Iterable[Any]) -> list[Request]:
             sealed_payload=payload,
             sealed_handle=handle,
             sealed_evidence=evidence,
+            call=call or "",
+            deferred_at=deferred_at,
+            settled_at=settled_at,
         )
         for (
             id_, tenant, kind, state, owner, issuer, subject, graph, thread, message_id, tool_call_id, digest, url, code,
-            payload, handle, evidence, reason, interval, next_poll_at, created_at, expires_at, decided_at,
+            payload, handle, evidence, reason, interval, next_poll_at, created_at, expires_at, decided_at, call,
+            deferred_at, settled_at,
         ) in rows
     ]  # fmt: skip

@@ -19,10 +19,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 from urllib.parse import SplitResult, urlsplit
 
+from .conditions import May, SignedIn, taken_by_name
 from .errors import GateError, NeedsError
+from .principal import Principal
 from .redaction import fields_of, redacted
 from .secret import Secret
 
@@ -137,6 +139,7 @@ class Approval:
     when: Callable[..., bool] | None
     type: str
     parameters: tuple[str, ...]
+    wait: Literal["interrupt", "defer"] = "interrupt"
 
     def asks(self, arguments: Mapping[str, Any]) -> bool:
         """Whether a call with these validated arguments has to be approved. Every doubt is a yes (casebook B21)."""
@@ -168,7 +171,12 @@ def _odd(value: object) -> bool:
             return any(map(_odd, fields_of(value)))
 
 
-def approval(when: Callable[..., bool] | None = None, *, type: str = "tool_call") -> Approval:
+def approval(
+    when: Callable[..., bool] | None = None,
+    *,
+    type: str = "tool_call",
+    wait: Literal["interrupt", "defer"] = "interrupt",
+) -> Approval:
     """The call waits for the person's approval, out of band (OpenID CIBA Core 1.0).
 
     Args:
@@ -176,26 +184,20 @@ def approval(when: Callable[..., bool] | None = None, *, type: str = "tool_call"
             is asked about. It sees validated arguments. A negative or non-finite number among the ones that it takes,
             an exception, or any other return value asks as well.
         type: the RFC 9396 ``type`` of the authorization detail, as the API knows it.
+        wait: ``interrupt``: the turn stops until the person has decided. ``defer``: the call is answered with "asked for
+            approval", the conversation goes on, and the outcome comes into it when the person has decided.
 
     Raises:
-        NeedsError: ``when`` takes its parameters in a way that cannot be filled by name.
+        NeedsError: ``when`` takes its parameters in a way that cannot be filled by name, or ``wait`` is something else.
     """
     parameters: tuple[str, ...] = ()
     if when is not None:
-        try:
-            taken = inspect.signature(when).parameters.values()
-        except (TypeError, ValueError):
-            raise NeedsError("approval(when=…) takes a function", "Write lambda quantity, limit: …") from None
-        if inspect.iscoroutinefunction(when):
-            raise NeedsError("approval(when=…) is asked without waiting", "Write a function that is not async")
-        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY) for p in taken):
-            raise NeedsError(
-                "approval(when=…) must name the parameters that it looks at", "Write lambda quantity, limit: …"
-            )
-        parameters = tuple(p.name for p in taken)
+        parameters = taken_by_name(when, "approval(when=…)", "lambda quantity, limit: …")
     if not type or not type.isprintable():
         raise NeedsError("approval(type=…) needs a name", "Use the type that the API documents (RFC 9396 §2)")
-    return Approval(when, type, parameters)
+    if wait not in ("interrupt", "defer"):
+        raise NeedsError(f"approval(wait={wait!r}) is no way to wait", "Write 'interrupt' or 'defer'")
+    return Approval(when, type, parameters, wait)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,11 +207,13 @@ class Needs:
     approvals: tuple[Approval, ...] = ()
     tokens: Mapping[str, Resource] = field(default_factory=lambda: MappingProxyType({}))
     read_only: bool = False
+    relations: tuple[May, ...] = ()
+    signed_in: bool = False
 
     @property
     def user(self) -> bool:
         """Whether somebody has to be signed in."""
-        return bool(self.approvals or self.tokens)
+        return bool(self.approvals or self.tokens or self.relations or self.signed_in)
 
     @property
     def primary(self) -> Resource | None:
@@ -236,12 +240,14 @@ class Binding:
         tokens: parameter name to access token (:class:`identity.access.AccessToken`).
         idempotency_key: names this effect to the API, the same for every run of the same call.
         secrets: every value that was opened for the call, to be replaced wherever the tool repeats it (casebook E25).
+        principal: the person who is signed in on this thread; ``None`` when nobody is.
     """
 
     needs: Needs
     tokens: Mapping[str, Any]
     idempotency_key: str
     secrets: tuple[Secret, ...]
+    principal: Principal | None = None
 
     def redact(self, value: _T) -> _T:
         """``value`` with every opened secret in it replaced, through containers; objects that hold one become text.
@@ -291,9 +297,9 @@ class needs:  # noqa: N801 - used as a decorator, named like one
         NeedsError: a token parameter or a parameter of a predicate does not exist in the tool.
     """
 
-    def __init__(self, *conditions: Approval, read_only: bool = False, **tokens: Resource) -> None:
+    def __init__(self, *conditions: Approval | May | SignedIn, read_only: bool = False, **tokens: Resource) -> None:
         for condition in conditions:
-            if not isinstance(condition, Approval):
+            if not isinstance(condition, Approval | May | SignedIn):
                 raise NeedsError(f"needs() takes conditions such as approval(), not {type(condition).__name__}")
         for name, token in tokens.items():
             if not isinstance(token, Resource):
@@ -346,7 +352,9 @@ class needs:  # noqa: N801 - used as a decorator, named like one
             raise NeedsError(f"The token parameter {sorted(twice)[0]!r} is declared twice", "Name each one once")
         return replace(
             inner,
-            approvals=(*self._conditions, *inner.approvals),
+            approvals=(*(c for c in self._conditions if isinstance(c, Approval)), *inner.approvals),
+            relations=(*(c for c in self._conditions if isinstance(c, May)), *inner.relations),
+            signed_in=inner.signed_in or any(isinstance(c, SignedIn) for c in self._conditions),
             tokens=MappingProxyType({**self._tokens, **inner.tokens}),
             read_only=self._read_only or inner.read_only,
         )
@@ -363,11 +371,13 @@ def _guarded(function: Callable[..., Any], declared: Needs) -> Callable[..., Any
             inspect.Parameter.KEYWORD_ONLY,
         ):
             raise NeedsError(f"{name}() has no parameter {token!r} to receive a token", f"Add it: {token}: AccessToken")
-    for condition in declared.approvals:
+    looking: tuple[Approval | May, ...] = (*declared.approvals, *declared.relations)
+    for condition in looking:
         for parameter in condition.parameters:
             if parameter in declared.tokens or (parameter not in parameters and not any_name):
                 known = ", ".join(p for p in parameters if p not in declared.tokens) or "none"
-                raise NeedsError(f"approval(when=…) of {name}() looks at {parameter!r}", f"{name}() has: {known}")
+                what = "approval(when=…)" if isinstance(condition, Approval) else "may(…)"
+                raise NeedsError(f"{what} of {name}() looks at {parameter!r}", f"{name}() has: {known}")
 
     @contextmanager
     def bind() -> Iterator[Binding]:

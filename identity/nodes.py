@@ -12,46 +12,62 @@ Rules that hold everywhere here:
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from typing import Annotated, Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage, ToolMessage
 from langchain_core.messages.utils import convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.tools import BaseTool
 from langgraph.channels.ephemeral_value import EphemeralValue
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.channels.last_value import LastValue
 from langgraph.constants import END, START
 from langgraph.errors import GraphBubbleUp
 from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Send, interrupt
+from langgraph.types import Command, Send, interrupt
+from typing_extensions import TypedDict  # before Python 3.12, pydantic makes a schema for Studio of no other one
 
-from .errors import DeputizeError, InputError
-from .gate import INVALID_CALL, Examined, Gate, OpenCall, answer, open_calls
-from .ledger import Outcome, Request
-from .needs import Binding, binding
-from .policy import Allow, Deny, StepUp
-from .text import printable
+from .calls import OpenCall, open_calls, run_id
+from .errors import InputError
+from .gate import Examined, Gate
+from .guarded import GuardedTool
+from .ledger import Request
+from .messages import odd_blocks
+from .policy import Allow, Deferred, Deny, StepUp
+from .running import Step, asked, broke, failures, in_sync, interrupted, message_of, minted, quiet, shown, threaded
 from .transport import Transport
 
 __all__ = ["INTAKE_ROUTES", "ROUTES", "Input", "Nodes", "State", "new_messages_only"]
 
-_STORED = JsonPlusSerializer()
-"""How checkpointers spell what they store."""
+SETTLED = "settled-"
+"""How the ids of messages begin that tell what became of deferred calls."""
+
+_TURNS = uuid.UUID("6f0d8c5e-6b0b-5d3c-9a53-2b1f0f2f7c11")
+"""The namespace of the ids that models' messages get."""
 
 
-def _merge(held: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, Any]:
-    return {**(held or {}), **(new or {})}
+class _Latest(LastValue[Any]):
+    """What was written last. A run that a client sent to some node may write twice in a step, which is no reason to fail.
+
+    Not a reducer, which would do the same: LangGraph makes the channel of a reducer anew for each run and each edge, and that
+    costs more than what an edge does (``make bench``).
+    """
+
+    def update(self, values: Sequence[Any]) -> bool:
+        return super().update(values[-1:])
 
 
-def _latest(held: Any, new: Any) -> Any:
-    """What was written last. A run that a client sent to some node may write twice in a step, which is no reason to fail."""
-    return new
+class _Merged(LastValue[Any]):
+    """The union of what was written; what was written last counts."""
+
+    def update(self, values: Sequence[Any]) -> bool:
+        if not values:
+            return False
+        held = self.value if self.is_available() else None
+        return super().update([{key: value for part in (held, *values) for key, value in (part or {}).items()}])
 
 
 class Input(TypedDict):
@@ -64,12 +80,14 @@ class State(Input, total=False):
     """A cache of sealed things and handles. Nothing in it is believed.
 
     ``tokens``: sealed tokens, by audience and scopes. ``requests``: what waits for a person, as clients may see it.
-    ``failures``: what could not be had in the turn that they name, so that it is not tried in a loop.
+    ``failures``: what could not be had in the turn that they name, so that it is not tried in a loop. ``deferred``: whether
+    an outcome is still to come, so that a turn's end looks for it.
     """
 
-    tokens: Annotated[dict[str, Any], _merge]
-    requests: Annotated[list[dict[str, Any]], _latest]
-    failures: Annotated[dict[str, Any], _latest]
+    tokens: Annotated[dict[str, Any], _Merged]
+    requests: Annotated[list[dict[str, Any]], _Latest]
+    failures: Annotated[dict[str, Any], _Latest]
+    deferred: Annotated[bool, _Latest]
 
 
 class _Call(TypedDict):
@@ -80,10 +98,10 @@ class _Call(TypedDict):
     failures: dict[str, Any]
 
 
-ROUTES = ["tool_call", "login", "approval", "token_exchange", END]
+ROUTES = ["tool_call", "login", "approval", "token_exchange", "tidy", "settle", END]
 """Where ``authorize`` can lead, for ``add_conditional_edges`` and the graph's drawing."""
 
-INTAKE_ROUTES = ["model", "tidy"]
+INTAKE_ROUTES = ["model", "tidy", "settle"]
 """Where ``intake`` can lead."""
 
 
@@ -94,7 +112,53 @@ def new_messages_only(graph: CompiledStateGraph[Any, Any, Any, Any]) -> Compiled
     replaces history, a ``RemoveMessage`` erases it, another key edits a channel.
     """
     graph.channels[START] = _NewMessages(graph.builder.input_schema)
-    return graph
+    return _Guarded(**vars(graph))
+
+
+class _Guarded(CompiledStateGraph[Any, Any, Any, Any]):
+    """A graph that clients may resume, and may neither jump in nor write to (casebook E3).
+
+    Nodes check whose a thread is, but what a ``Command`` writes is committed before any of them runs: a message that
+    somebody else had left that way would be answered with the next run of the owner.
+    """
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return super().stream(_named(_resume_only(input), config), config, **kwargs)
+
+    def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return super().astream(_named(_resume_only(input), config), config, **kwargs)
+
+
+def _resume_only(input: Any) -> Any:
+    if isinstance(input, Command) and (input.update is not None or input.goto or input.graph is not None):
+        raise InputError(
+            "A run is given new messages, or a resume", "Send {'messages': [...]}, or Command(resume=True)"
+        )
+    return input
+
+
+class _Named(HumanMessage):
+    """A person's message whose id was made here."""
+
+
+def _named(input: Any, config: RunnableConfig | None) -> Any:
+    """The input of a server's run, with ids that are the same whenever the server starts that very run again.
+
+    A run whose process died is queued once more, with its input. Under new ids the person would have said it twice, and the
+    effects of the first time would be had twice (casebook E6, E24). A graph that another one calls is given messages by that
+    one, several in one run perhaps, and they are not the same because the run is.
+    """
+    run = run_id(config or {})
+    nested = ((config or {}).get("configurable") or {}).get("checkpoint_ns")
+    if not run or nested or not isinstance(input, Mapping):
+        return input
+    messages = _checked_input(input)["messages"]
+    return {
+        "messages": [
+            _Named(content=message.content, id=str(uuid.uuid5(_TURNS, json.dumps([run, position]))))
+            for position, message in enumerate(messages)
+        ]
+    }
 
 
 class _NewMessages(EphemeralValue[Any]):
@@ -117,39 +181,22 @@ def _checked_input(value: Any) -> Any:
             raise InputError(
                 f"A run takes new messages of a person, not a message of the kind {message.type!r}", "Send one"
             )
+        if odd := odd_blocks(message.content):
+            raise InputError(f"A person's message cannot hold {odd[0]!r}", "Send text, images, files or audio")
     # Without the id that the client chose: it could name a message of the history, and replace it.
-    return {"messages": [HumanMessage(message.content, id=str(uuid.uuid4())) for message in messages]}
-
-
-class _Step(Runnable[Any, Any]):
-    """A node or an edge in both forms.
-
-    LangGraph runs and traces what is in a node by itself. A ``RunnableLambda`` here would read both signatures and open a
-    trace of its own at every call: a tenth of a whole turn (``make bench``).
-    """
-
-    def __init__(
-        self,
-        function: Callable[[Any, RunnableConfig], Any],
-        afunction: Callable[[Any, RunnableConfig], Awaitable[Any]],
-        name: str,
-    ) -> None:
-        self._function = function
-        self._afunction = afunction
-        self.name = name
-
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return self._function(input, config or {})
-
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return await self._afunction(input, config or {})
+    return {
+        "messages": [
+            HumanMessage(message.content, id=message.id if isinstance(message, _Named) else str(uuid.uuid4()))
+            for message in messages
+        ]
+    }
 
 
 class Nodes:
     """The nodes and edges of one graph, each a ``Runnable`` with a sync and an async form.
 
     Attributes:
-        model, login, approval, await_user, token_exchange, tool_call, tidy: nodes.
+        model, login, approval, await_user, token_exchange, tool_call, tidy, settle: nodes.
         intake, authorize: edges; :data:`INTAKE_ROUTES` and :data:`ROUTES` say where they lead.
     """
 
@@ -158,15 +205,16 @@ class Nodes:
         self._bound = model.bind_tools(tools) if tools else model
         self._gate = gate
         self._transport = transport
-        self.model = _Step(self._model, self._amodel, "model")
+        self.model = Step(self._model, self._amodel, "model")
         self.login = self._networked(self._login, "login")
         self.approval = self._networked(self._approval, "approval")
         self.token_exchange = self._networked(self._token_exchange, "token_exchange")
-        self.await_user = _threaded(self._await_user, "await_user")
-        self.tool_call = _Step(self._tool_call, self._atool_call, "tool_call")
-        self.tidy = _threaded(self._tidy, "tidy")
-        self.intake = _threaded(self._intake, "intake")
-        self.authorize = _Step(self._authorize, self._aauthorize, "authorize")
+        self.await_user = threaded(self._await_user, "await_user")
+        self.tool_call = Step(self._tool_call, self._atool_call, "tool_call")
+        self.tidy = threaded(self._tidy, "tidy")
+        self.settle = Step(self._settle, self._asettle, "settle")
+        self.intake = threaded(self._intake, "intake")
+        self.authorize = Step(self._authorize, self._aauthorize, "authorize")
 
     def _networked(self, node: Callable[[State, RunnableConfig], Any], name: str) -> Runnable[Any, Any]:
         """A node whose coroutine runs on the transport's loop. It must not need LangGraph's context."""
@@ -177,7 +225,7 @@ class Nodes:
         async def arun(state: State, config: RunnableConfig) -> Any:
             return await self._transport.acall(node, state, config)
 
-        return _Step(run, arun, name)
+        return Step(run, arun, name)
 
     # -- model -------------------------------------------------------------------------------------------------------
 
@@ -185,45 +233,80 @@ class Nodes:
         if open_calls(state["messages"]) or not _model_is_next(state["messages"]):
             return {}
         self._gate.check_owner(config)  # again: a resumed run, or one that was sent to this node, never passed intake
-        run_id = uuid.uuid4()
+        run_id = self._turn_id(state["messages"], config)
         return _turn(self._bound.invoke(state["messages"], {**config, "run_id": run_id}), run_id)
 
     async def _amodel(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         if open_calls(state["messages"]) or not _model_is_next(state["messages"]):
             return {}
-        await asyncio.to_thread(self._gate.check_owner, config)
-        run_id = uuid.uuid4()
+        if not self._gate.knows_owner(config):
+            await asyncio.to_thread(self._gate.check_owner, config)
+        run_id = self._turn_id(state["messages"], config)
         return _turn(await self._bound.ainvoke(state["messages"], {**config, "run_id": run_id}), run_id)
+
+    def _turn_id(self, messages: Sequence[AnyMessage], config: RunnableConfig) -> uuid.UUID:
+        """The id of the model's next message: computed, the same whenever this very step is run again.
+
+        LangGraph may run a tool while the checkpoint of the turn that called it is still being written. If the process dies
+        there, the step is run anew; with an id made anew, the effect would be claimed anew, and be had twice (casebook E6).
+        """
+        place, since = self._gate.place(config), 0
+        for message in reversed(messages):
+            if isinstance(message, HumanMessage):
+                # Its id was minted here, so it names one message of one person; a copied thread has the same one.
+                return uuid.uuid5(_TURNS, json.dumps([place.tenant, place.graph, message.id, since]))
+            # What was settled between was not said by the model: whether it had been yet must not count.
+            since += isinstance(message, AIMessage) and not (message.id or "").startswith(SETTLED)
+        return uuid.uuid4()
 
     # -- edges -------------------------------------------------------------------------------------------------------
 
     def _intake(self, state: State, config: RunnableConfig) -> str:
-        self._gate.check_owner(config)
+        self._gate.check_owner(config, begin=True)
         messages = state["messages"]
-        if messages and isinstance(messages[-1], HumanMessage) and open_calls(messages):
-            return "tidy"
-        return "model"
+        if open_calls(messages):
+            return "tidy" if isinstance(messages[-1], HumanMessage) else "model"
+        return "settle" if _decided(self._gate.deferred(config)) else "model"
 
     def _authorize(self, state: State, config: RunnableConfig) -> str | list[Send]:
         examined = self._examine(state, config)
         if not examined:
-            return END
-        ready = [e for e in examined if isinstance(e.decision, Allow | Deny)]
+            return "settle" if self._untold(state, config) else END
+        ready = [e for e in examined if isinstance(e.decision, Allow | Deny | Deferred)]
         if ready:
-            return [Send("tool_call", _sent(e, state)) for e in ready]
+            return [Send("tool_call", _sent(e.call, e.tool, state)) for e in ready]
         wanted = {e.decision.what for e in examined if isinstance(e.decision, StepUp)}
         if "login" in wanted:
             return "login"
+        if self._goes_first(examined, state, config):
+            return "tidy"
         return "token_exchange" if "token" in wanted else "approval"
 
     async def _aauthorize(self, state: State, config: RunnableConfig) -> str | list[Send]:
-        if not open_calls(state["messages"]):
-            return END  # every turn ends here: no trip to a thread for that
+        # Every turn ends here, and most calls have nothing to wait for: no trip to a thread for that.
+        calls = open_calls(state["messages"])
+        if not calls and not state.get("deferred"):
+            return END
+        if calls and self._gate.runs_at_once(calls, config, _held(state, "tokens")):
+            return [Send("tool_call", _sent(call, self._gate.tools.get(call.name), state)) for call in calls]
         return await asyncio.to_thread(self._authorize, state, config)
 
     def _examine(self, state: State, config: RunnableConfig) -> list[Examined]:
         calls = open_calls(state["messages"])
         return self._gate.examine(calls, config, _held(state, "tokens"), _held(state, "failures"))
+
+    def _untold(self, state: State, config: RunnableConfig) -> list[Request]:
+        """What was decided about calls that were deferred, and is not in the conversation yet."""
+        seen = {message.id for message in state["messages"]}
+        return [r for r in _decided(self._gate.deferred(config)) if _settled_id(r) not in seen]
+
+    def _goes_first(self, examined: Sequence[Examined], state: State, config: RunnableConfig) -> bool:
+        """Whether the outcome of a deferred call is to be told before this turn's approvals are decided.
+
+        Its approval is good for minutes, and nobody knows when they will be. So they become deferred themselves.
+        """
+        waits = all(e.waits and e.decision == StepUp("approval") for e in examined)
+        return waits and bool(self._untold(state, config))
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -232,140 +315,170 @@ class Nodes:
         if not calls:  # a client sent the run here
             return {"requests": []}
         place = self._gate.place(config)
-        asked = self._gate.asking.login(place, self._gate.caller(), calls[0].message_id, self._gate.scopes)
+        caller = await asyncio.to_thread(self._gate.caller, config)
+        asked = self._gate.asking.login(place, caller, calls[0].message_id, self._gate.scopes, run_id(config))
         request, *_ = results = await asyncio.gather(asked, return_exceptions=True)
-        shown = [] if request is None or isinstance(request, BaseException) else [request.shown()]
-        return {**_failures([("login", calls[0])], results), "requests": shown}
+        pending = [] if request is None or isinstance(request, BaseException) else [request]
+        deferred = await asyncio.to_thread(self._gate.deferred, config)
+        return {"failures": failures([("login", calls[0])], results), "requests": shown(pending, deferred)}
 
     async def _approval(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         examined = await asyncio.to_thread(self._examine, state, config)
         unasked = [
             e for e in examined if isinstance(e.decision, StepUp) and e.decision.what == "approval" and not e.request
         ]
-        results = await asyncio.gather(*(self._ask(e, config) for e in unasked), return_exceptions=True)
+        results = await asyncio.gather(*(self._gate.ask(config, e) for e in unasked), return_exceptions=True)
         asked = [r for r in results if not isinstance(r, BaseException)] + [e.request for e in examined if e.request]
+        deferred = await asyncio.to_thread(self._gate.deferred, config)
         return {
-            **_failures([(e.call.id, e.call) for e in unasked], results),
-            "requests": [request.shown() for request in asked if request.state == "pending"],
+            "failures": failures([(e.call.id, e.call) for e in unasked], results),
+            "requests": shown(asked, deferred),
         }
-
-    async def _ask(self, examined: Examined, config: RunnableConfig) -> Request:
-        assert examined.session and examined.bound and examined.condition and examined.tool  # by StepUp("approval")
-        return await self._gate.asking.approval(
-            self._gate.place(config), examined.session, examined.bound, examined.condition, examined.tool.needs.primary
-        )
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def _await_user(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         """Interrupt, unless something can go on. What the resume carries is ignored: the ledger decides (casebook E1)."""
         examined = self._examine(state, config)
-        if not examined or not all(e.waits for e in examined):
-            return {"requests": []}
-        interrupt(_asked(examined))
+        deferred = self._gate.deferred(config)
+        if not examined or not all(e.waits for e in examined) or self._goes_first(examined, state, config):
+            now = [e.request for e in examined if e.request and e.decision == Deferred()]
+            return {"requests": shown(now, deferred), "deferred": bool(now or deferred)}
+        interrupt(asked(examined, deferred))
         return {}
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
     async def _token_exchange(self, state: State, config: RunnableConfig) -> dict[str, Any]:
-        examined = await asyncio.to_thread(self._examine, state, config)
+        return await self._exchange(await asyncio.to_thread(self._examine, state, config), config)
+
+    async def _exchange(self, examined: Sequence[Examined], config: RunnableConfig) -> dict[str, Any]:
         wanted = {
             need.key: (need, e)
             for e in examined
             if isinstance(e.decision, StepUp) and e.decision.what == "token"
             for need in e.missing
         }
-        place = self._gate.place(config)
         results = await asyncio.gather(
-            *(self._gate.token(place, e.session, need) for need, e in wanted.values() if e.session),
+            *(self._gate.token(config, e.session, need) for need, e in wanted.values() if e.session),
             return_exceptions=True,
         )
         got = {key: r for key, r in zip(wanted, results, strict=True) if not isinstance(r, BaseException)}
-        return {**_failures([(key, e.call) for key, (_, e) in wanted.items()], results), "tokens": got}
+        return {"failures": failures([(key, e.call) for key, (_, e) in wanted.items()], results), "tokens": got}
 
     # -- the call ----------------------------------------------------------------------------------------------------
 
     def _tool_call(self, sent: _Call, config: RunnableConfig) -> dict[str, Any]:
         call = _received(sent)
-        if call is None:
-            return {}
-        admitted = self._gate.admit(call, config, sent["tokens"], sent["failures"])
-        if isinstance(admitted, ToolMessage):
-            return {"messages": [admitted]}
-        assert admitted.tool is not None
-        with self._gate.bound(admitted) as invocation:
-            try:
-                result = _message(call, _invoke(admitted.tool.tool, invocation, _quiet(config)))
-            except GraphBubbleUp:
-                raise
-            except Exception as error:
-                result = _broke(call, error)
-        return {"messages": [self._gate.finish(admitted, result)]}
+        return {} if call is None else {"messages": [self._run(call, config, sent["tokens"], sent["failures"])]}
 
     async def _atool_call(self, sent: _Call, config: RunnableConfig) -> dict[str, Any]:
         call = _received(sent)
-        if call is None:
-            return {}
-        admitted = await asyncio.to_thread(self._gate.admit, call, config, sent["tokens"], sent["failures"])
+        return {} if call is None else {"messages": [await self._arun(call, config, sent["tokens"], sent["failures"])]}
+
+    def _run(
+        self, call: OpenCall, config: RunnableConfig, tokens: Mapping[str, Any], failures: Mapping[str, Any]
+    ) -> ToolMessage:
+        admitted = self._gate.admit(call, config, tokens, failures)
         if isinstance(admitted, ToolMessage):
-            return {"messages": [admitted]}
+            return admitted
         assert admitted.tool is not None
         with self._gate.bound(admitted) as invocation:
             try:
-                result = _message(call, await admitted.tool.tool.ainvoke(invocation, _quiet(config)))
+                result = message_of(call, in_sync(admitted.tool.tool).invoke(invocation, quiet(config)))
             except GraphBubbleUp:
-                raise
+                if admitted.claim is None:
+                    raise
+                result = interrupted(call)
             except Exception as error:
-                result = _broke(call, error)
-        return {"messages": [await asyncio.to_thread(self._gate.finish, admitted, result)]}
+                result = broke(admitted, error)
+        return self._gate.finish(admitted, result)
+
+    async def _arun(
+        self, call: OpenCall, config: RunnableConfig, tokens: Mapping[str, Any], failures: Mapping[str, Any]
+    ) -> ToolMessage:
+        admitted = await asyncio.to_thread(self._gate.admit, call, config, tokens, failures)
+        if isinstance(admitted, ToolMessage):
+            return admitted
+        assert admitted.tool is not None
+        with self._gate.bound(admitted) as invocation:
+            try:
+                result = message_of(call, await admitted.tool.tool.ainvoke(invocation, quiet(config)))
+            except GraphBubbleUp:
+                if admitted.claim is None:
+                    raise
+                result = interrupted(call)
+            except Exception as error:
+                result = broke(admitted, error)
+        return await asyncio.to_thread(self._gate.finish, admitted, result)
 
     # -- people go on talking ----------------------------------------------------------------------------------------
 
     def _tidy(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         history = self._gate.answer_open(state["messages"], config)
-        return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *history], "requests": []}
+        deferred = self._gate.deferred(config)
+        return {
+            "messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *history],
+            "requests": shown([], deferred),
+            "deferred": bool(deferred),
+        }
+
+    def _settle(self, state: State, config: RunnableConfig) -> dict[str, Any]:
+        """What became of deferred calls, each a call and its result in one update.
+
+        Nothing is added in a person's or the system's name: an outcome cannot pass for words of theirs.
+        """
+        pairs: list[AnyMessage] = []
+        for request, call in self._unsettled(state, config):
+            wanted = self._gate.examine([call], config, _held(state, "tokens"), {})
+            got = self._transport.call(self._exchange, wanted, config)
+            tokens = {**_held(state, "tokens"), **got["tokens"]}
+            try:
+                result = self._run(call, config, tokens, got["failures"])
+            except GraphBubbleUp:
+                result = interrupted(call)
+            pairs += _pair(request, call, self._gate.settle(request, call, result, config))
+        return self._told(pairs, config)
+
+    async def _asettle(self, state: State, config: RunnableConfig) -> dict[str, Any]:
+        pairs: list[AnyMessage] = []
+        for request, call in await asyncio.to_thread(self._unsettled, state, config):
+            wanted = await asyncio.to_thread(self._gate.examine, [call], config, _held(state, "tokens"), {})
+            got = await self._transport.acall(self._exchange, wanted, config)
+            tokens = {**_held(state, "tokens"), **got["tokens"]}
+            try:
+                result = await self._arun(call, config, tokens, got["failures"])
+            except GraphBubbleUp:
+                result = interrupted(call)
+            result = await asyncio.to_thread(self._gate.settle, request, call, result, config)
+            pairs += _pair(request, call, result)
+        return await asyncio.to_thread(self._told, pairs, config)
+
+    def _unsettled(self, state: State, config: RunnableConfig) -> list[tuple[Request, OpenCall]]:
+        """What is to be settled. What the history holds already, a run before this one has brought there: it is done."""
+        untold = {request.id for request in self._untold(state, config)}
+        found, done = [], []
+        for request in _decided(self._gate.deferred(config)):
+            call = self._gate.deferred_call(request) if request.id in untold else None
+            if call is None:
+                done.append(request)
+            else:
+                found.append((request, call))
+        self._gate.told(done)
+        return found
+
+    def _told(self, pairs: list[AnyMessage], config: RunnableConfig) -> dict[str, Any]:
+        deferred = self._gate.deferred(config)
+        return {"messages": pairs, "requests": shown([], deferred), "deferred": bool(deferred)}
 
 
-def _threaded(function: Callable[[Any, RunnableConfig], Any], name: str) -> Runnable[Any, Any]:
-    """A node or edge that reads the database: the async form does it in a thread, so that no loop stands still."""
-
-    async def afunction(state: Any, config: RunnableConfig) -> Any:
-        return await asyncio.to_thread(function, state, config)
-
-    return _Step(function, afunction, name)
+def _turn(message: Any, run_id: uuid.UUID) -> dict[str, Any]:
+    # The message is named as LangChain names the chunks that it streams of this run, so that clients join them.
+    return {"messages": [minted(message, run_id, f"lc_run--{run_id}")]}
 
 
 def _model_is_next(messages: Sequence[AnyMessage]) -> bool:
     return bool(messages) and isinstance(messages[-1], HumanMessage | ToolMessage)
-
-
-def _turn(message: Any, run_id: uuid.UUID) -> dict[str, Any]:
-    """The model's message, with ids that we minted.
-
-    Claims are keyed by message and call id: a provider that repeats an id, or leaves it out, must not make one call look
-    like another that was made before (casebook E4).
-    """
-    calls = [{**call} for call in message.tool_calls]  # copies: the message may be in a cache
-    for broken in message.invalid_tool_calls:  # arguments that are no JSON
-        calls.append({"type": "tool_call", "id": broken.get("id"), "name": INVALID_CALL, "args": {}})
-    seen: set[str] = set()
-    for call in calls:
-        if not call["id"] or call["id"] in seen:
-            call["id"] = f"call_{uuid.uuid4().hex}"
-        seen.add(call["id"])
-    turn = AIMessage(
-        content=message.content,
-        # Providers keep things there that they want back (signatures of thoughts); calls are kept in one place only.
-        additional_kwargs={
-            k: v for k, v in message.additional_kwargs.items() if k not in ("tool_calls", "function_call")
-        },
-        tool_calls=calls,
-        id=f"lc_run--{run_id}",  # as LangChain names the chunks that it streams, so that clients join them
-        name=message.name,
-        response_metadata=message.response_metadata,
-        usage_metadata=message.usage_metadata,
-    )
-    return {"messages": [turn]}
 
 
 def _held(state: State, channel: str) -> Mapping[str, Any]:
@@ -374,9 +487,9 @@ def _held(state: State, channel: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _sent(examined: Examined, state: State) -> _Call:
-    call, held, failures = examined.call, _held(state, "tokens"), _held(state, "failures")
-    declared = [need.key for need in examined.tool.needs.tokens.values()] if examined.tool else []
+def _sent(call: OpenCall, tool: GuardedTool | None, state: State) -> _Call:
+    held, failures = _held(state, "tokens"), _held(state, "failures")
+    declared = [need.key for need in tool.needs.tokens.values()] if tool else []
     return {
         "call": {"message_id": call.message_id, "id": call.id, "name": call.name, "arguments": dict(call.arguments)},
         "tokens": {key: held[key] for key in declared if key in held},
@@ -392,96 +505,20 @@ def _received(sent: Any) -> OpenCall | None:
     return OpenCall(**call)
 
 
-def _failures(tried: Sequence[tuple[str, OpenCall]], results: Sequence[Any]) -> dict[str, Any]:
-    """What could not be had, for the turn that it was tried in: it is told, not tried again. Our own bugs are raised."""
-    failed: dict[str, Any] = {}
-    for (key, call), result in zip(tried, results, strict=True):
-        if isinstance(result, DeputizeError):
-            if result.code != "login_required":  # the session has ended; the next look asks for a sign-in
-                failed[key] = {"message_id": call.message_id, "reason": str(result)}
-        elif isinstance(result, BaseException):
-            raise result
-    return {"failures": failed}
+def _decided(deferred: Sequence[Request]) -> list[Request]:
+    return [request for request in deferred if request.state != "pending"]
 
 
-def _asked(examined: Sequence[Examined]) -> dict[str, Any]:
-    """The interrupt's value: LangChain's ``HITLRequest``, one action for each pending request, and where to decide."""
-    waiting = {e.request.id: (e, e.request) for e in examined if e.request is not None}
-    actions = [
-        {
-            "name": "login",
-            "args": {},
-            "description": f"Sign in at {r.url}" + (f" with the code {r.code}" if r.code else ""),
-        }
-        if r.kind == "login"
-        else {
-            "name": e.call.name,
-            "args": dict(e.call.arguments),
-            "description": f"Waits for your approval (#{r.short_id}). "
-            + (f"Decide at {r.url}" if r.url else "Your identity provider asks you")
-            + f"; the page shows the code {r.code}",
-        }
-        for e, r in waiting.values()
-    ]
-    return {
-        "action_requests": actions,
-        # Nothing that is sent back here decides anything: the page at the link does.
-        "review_configs": [
-            {"action_name": name, "allowed_decisions": []} for name in {a["name"]: None for a in actions}
-        ],
-        "requests": [request.shown() for _, request in waiting.values()],
-    }
+def _settled_id(request: Request) -> str:
+    """The id of the message that tells what became of a deferred call. Computed: whoever tells it again, replaces it."""
+    return f"{SETTLED}{request.id}"
 
 
-def _invoke(tool: BaseTool, invocation: dict[str, Any], config: RunnableConfig) -> Any:
-    """Call a tool from sync code, also one that has only an async form.
-
-    That one gets a loop and a thread of its own: this thread may have a loop that runs (a notebook's), and on the
-    transport's loop a tool that blocks would stop every login and every exchange.
-    """
-    if getattr(tool, "coroutine", None) is None or getattr(tool, "func", None) is not None:
-        return tool.invoke(invocation, config)
-    with ThreadPoolExecutor(1, thread_name_prefix="deputize-tool") as alone:
-        return alone.submit(copy_context().run, asyncio.run, tool.ainvoke(invocation, config)).result()
-
-
-def _quiet(config: RunnableConfig) -> RunnableConfig:
-    """``config`` whose stream writer replaces what the call was lent (casebook E25)."""
-    lent = binding.get()
-    configurable = config.get("configurable") or {}
-    runtime = configurable.get("__pregel_runtime")
-    if lent is None or not lent.secrets or runtime is None:
-        return config
-    write = runtime.stream_writer
-    quiet = runtime.override(stream_writer=lambda value: write(lent.redact(value)))
-    return {**config, "configurable": {**configurable, "__pregel_runtime": quiet}}
-
-
-def _broke(call: OpenCall, error: Exception) -> ToolMessage:
-    told = str(error) if isinstance(error, DeputizeError) else f"{type(error).__name__}: {error}"
-    return answer(call, Outcome(f"{call.name} failed. {printable(told, limit=500)}", "error"))
-
-
-def _message(call: OpenCall, result: Any) -> ToolMessage:
-    if not isinstance(result, ToolMessage):
-        told = f"{call.name} ran, and returned a {type(result).__name__} instead of a result."
-        return answer(call, Outcome(told, "error"))
-    # Attack: a tool makes its own message, and with it answers another call or replaces what was said before.
-    message = result.model_copy(update={"tool_call_id": call.id, "name": call.name, "id": None})
-    lent = binding.get()
-    if lent is None or not lent.secrets or _can_be_kept(message, lent):
-        return message
-    return answer(call, Outcome(lent.redact(str(message.content)), message.status))
-
-
-def _can_be_kept(message: ToolMessage, lent: Binding) -> bool:
-    """Whether a checkpoint can hold ``message``, and would not hold what was lent in clear (casebook E25).
-
-    An artefact may keep a token out of its ``repr`` and give it to the serializer (``SecretStr``), or be nothing that can
-    be stored at all (the token object, a response): the run would end right after the effect, with its outcome lost.
-    """
-    try:
-        _, stored = _STORED.dumps_typed(message)
-    except Exception:
-        return False
-    return not any(secret.reveal().encode() in stored for secret in lent.secrets)
+def _pair(request: Request, call: OpenCall, result: ToolMessage) -> list[AnyMessage]:
+    id_ = f"call_{request.id}"
+    made = AIMessage(
+        "",
+        tool_calls=[{"type": "tool_call", "id": id_, "name": call.name, "args": dict(call.arguments)}],
+        id=_settled_id(request),
+    )
+    return [made, result.model_copy(update={"tool_call_id": id_, "id": f"{made.id}-result"})]

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Allow", "Decision", "Deny", "Facts", "StepUp", "decide"]
+__all__ = ["Allow", "Decision", "Deferred", "Deny", "Facts", "RelationState", "StepUp", "decide"]
 
 ApprovalState = Literal["none", "pending", "approved", "denied", "expired", "withdrawn", "unusable"]
 EffectState = Literal["none", "claimed", "unknown", "done"]
+RelationState = Literal["unknown", "holds", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,12 @@ class Facts:
         needs_user: whether the tool needs somebody who is signed in.
         session: whether this thread has a live session of this caller.
         login_pending: whether a person is being asked to sign in; ``refused`` holds why that ended without one.
+        needs_relation: whether the tool takes that the person has a relation to what the call is about.
+        relation: whether they have every one of them; ``relation_reason`` says what is missing.
         needs_approval: whether a condition of the tool asks for a person's yes for these arguments.
         approval: the state of the request for this very call; ``unusable`` when it was approved but its token or its
             binding no longer serves.
+        defers: whether the conversation goes on while the person decides.
         token_missing: whether a token that the call declares is not at hand.
         failure: why a token could not be had, in this turn; else empty.
     """
@@ -38,9 +42,13 @@ class Facts:
     needs_user: bool = False
     session: Literal["live", "none"] = "none"
     login_refused: str = ""
+    needs_relation: bool = False
+    relation: RelationState = "unknown"
+    relation_reason: str = ""
     needs_approval: bool = False
     approval: ApprovalState = "none"
     approval_reason: str = ""
+    defers: bool = False
     token_missing: bool = False
     failure: str = ""
 
@@ -58,6 +66,11 @@ class StepUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Deferred:
+    """A person is being asked. The call is answered with that, and made when they have agreed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Deny:
     """The call is not made; ``reason`` is a sentence for people and for the model."""
 
@@ -65,7 +78,7 @@ class Deny:
     reason: str
 
 
-Decision = Allow | StepUp | Deny
+Decision = Allow | StepUp | Deferred | Deny
 
 
 def decide(facts: Facts) -> Decision:
@@ -79,12 +92,15 @@ def decide(facts: Facts) -> Decision:
         if facts.login_refused:
             return Deny("login_refused", facts.login_refused)
         return StepUp("login")
+    if facts.needs_relation and facts.relation != "holds":
+        # Before the approval: nobody is asked about a call that will not be made.
+        return Deny("forbidden", facts.relation_reason or "It is not known that you may do this, so it was not done.")
     if facts.needs_approval:
         match facts.approval:
             case "none" | "pending":
                 if facts.failure:
                     return Deny("approval_failed", facts.failure)
-                return StepUp("approval")
+                return Deferred() if facts.approval == "pending" and facts.defers else StepUp("approval")
             case "approved":
                 pass
             case "denied":

@@ -7,10 +7,11 @@ names nobody, since two issuers may use the same one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import UsageError
 
-__all__ = ["Caller", "Principal", "Visitor"]
+__all__ = ["WAKE", "Caller", "Principal", "Visitor", "caller_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +57,33 @@ class Visitor:
         return f"visitor:{self.id}"
 
 
+WAKE = "deputize_wake"
+"""The key of ``configurable`` in which a woken run on the server carries its nonce. Clients cannot send it."""
+
 Caller = Principal | Visitor
 """Who a run is for. Code that was told nothing has ``None`` instead: nobody, who owns nothing."""
+
+
+def caller_of(user: Any, tenant: str, *, embedded: bool) -> Caller | None:
+    """The caller that a LangGraph server's user stands for; ``None`` for anybody who was not admitted by deputize.
+
+    Args:
+        user: what the server keeps of the dictionary that ``authenticate`` returned.
+    """
+    issuer, subject, name = (_field(user, n) for n in ("deputize_issuer", "deputize_subject", "display_name"))
+    if issuer and subject:
+        return Principal(tenant, issuer, subject, "" if name == subject else name)
+    if visitor := _field(user, "deputize_visitor"):
+        return Visitor(visitor)
+    if embedded and _field(user, "kind") == "StudioUser":
+        # LangGraph Studio on this machine's own development world; it begins as a visitor like everybody (casebook E19).
+        return Visitor("studio")
+    return None
+
+
+def _field(user: Any, name: str) -> str:
+    try:
+        found = user[name]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        found = getattr(user, name, "")
+    return found if isinstance(found, str) else ""

@@ -22,7 +22,7 @@ from .canonical import digest
 from .errors import KeyMissingError, SealError, UsageError
 from .secret import Secret
 
-__all__ = ["Context", "Key", "RowKeys", "StateKeys", "row_context", "token_context"]
+__all__ = ["Context", "Key", "RowKeys", "StateKeys", "row_context", "token_context", "visitor_context"]
 
 _ALGORITHMS = ["dir", "A256GCM"]
 _LIMIT = 16 << 20  # bytes of one value; what is larger is refused when it is sealed, not when it is needed again
@@ -71,6 +71,11 @@ def row_context(
         digest: of the binding, for what belongs to an approval.
     """
     return Context(_digest(["row", table, tenant, row, field, owner, generation, digest]))
+
+
+def visitor_context(tenant: str) -> Context:
+    """The context of the cookies in which visitors' ids travel."""
+    return Context(digest(["visitor", tenant]))
 
 
 _digest = digest  # row_context has a parameter of this name

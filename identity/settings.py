@@ -14,7 +14,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .errors import NeedsError, SettingsError
 from .needs import origin_of
 
-__all__ = ["Settings", "as_set", "is_loopback", "load_settings", "misspelt"]
+__all__ = ["PING_PATH", "Settings", "as_set", "hosts_of", "is_loopback", "load_settings", "misspelt"]
+
+PING_PATH = "/deputize/ping"
+"""Where the CIBA notification endpoint is, under ``Settings.url``."""
 
 
 class Settings(BaseSettings):
@@ -22,7 +25,8 @@ class Settings(BaseSettings):
 
     Args:
         embedded: use the embedded world (development only): issuer, client and files are then where it puts them.
-        url: the embedded world's base URL, on loopback.
+        url: where people and clients reach this server; the embedded world's base URL, on loopback.
+        origins: other origins whose pages may use the server, separated by spaces: a chat interface, LangGraph Studio.
         home: the folder under which the embedded world keeps its things.
         issuer: the OpenID provider's issuer identifier, an https URL.
         client_id: this agent at the issuer; also the audience of the access tokens made for the agent itself.
@@ -30,8 +34,15 @@ class Settings(BaseSettings):
         tenant: the organization; every row and seal names it.
         data_dir: the folder of the database.
         key_file: the key ring, outside ``data_dir``.
-        login: how a login in a conversation is asked for: ``device`` (RFC 8628) or ``browser`` (code with PKCE).
+        login: how a login in a conversation is asked for: ``url`` (the application's own sign-in at ``login_url``; what is
+            used when that is set), ``browser`` (code with PKCE), or ``device`` (RFC 8628; the embedded world's).
+        login_url: the application's own sign-in page. The request closes when the person comes back with a bearer token.
         redirect_uri: where a browser login comes back to: on loopback (RFC 8252 §7.3), or an https URL.
+        audience: whom inbound bearer tokens are for; ``client_id`` when not given.
+        delivery: how the issuer says that an approval was decided, as this client is registered there: ``poll``, or
+            ``ping`` (it calls ``url``/deputize/ping; polling stays as the safety net).
+        pending_limit: approvals that may wait for one person at a time.
+        runs_per_minute: runs that one caller may start on the server in a minute.
         visitor: everybody whom nobody named is this one visitor: for a server on your own machine, embedded world only.
         ca_file: certificates (PEM) of authorities that are trusted beside the public ones: for an issuer in a private network.
     """
@@ -50,8 +61,14 @@ class Settings(BaseSettings):
     tenant: str = "default"
     data_dir: Path | None = None
     key_file: Path | None = None
-    login: Literal["device", "browser"] = "device"
+    login: Literal["url", "browser", "device"] | None = None
+    login_url: str = ""
     redirect_uri: str = "http://127.0.0.1/callback"
+    origins: str = ""
+    audience: str = ""
+    delivery: Literal["poll", "ping"] = "poll"
+    pending_limit: int = 5
+    runs_per_minute: int = 60
     visitor: str = ""
     ca_file: Path | None = None
 
@@ -67,6 +84,18 @@ class Settings(BaseSettings):
         if not (back.scheme == "https" and back.hostname) and not (back.scheme == "http" and _is_here(back.hostname)):
             # Attack: over plain http to another machine, whoever listens on the way gets the code.
             raise ValueError("DEPUTIZE_REDIRECT_URI is neither on loopback (http://127.0.0.1/…) nor an https URL")
+        if self.login is None:
+            self.login = "url" if self.login_url else "device" if self.embedded else "browser"
+        if self.login == "url" and not self.login_url.startswith("https://") and not self.embedded:
+            raise ValueError("DEPUTIZE_LOGIN is url, so DEPUTIZE_LOGIN_URL must be the https URL of your sign-in page")
+        self.audience = self.audience or self.client_id
+        try:
+            for origin in self.origins.split():
+                origin_of(origin)
+        except NeedsError as error:
+            raise ValueError(f"DEPUTIZE_ORIGINS: {error.message}") from None
+        if self.pending_limit < 1 or self.runs_per_minute < 1:
+            raise ValueError("DEPUTIZE_PENDING_LIMIT and DEPUTIZE_RUNS_PER_MINUTE are at least 1")
         return self
 
     def _embed(self) -> None:
@@ -127,6 +156,14 @@ def is_loopback(url: str) -> bool:
     if parts.scheme != "http" or port is None or parts.path or parts.query or parts.fragment or parts.username:
         return False
     return _is_here(parts.hostname)
+
+
+def hosts_of(url: str) -> frozenset[str]:
+    """The values that the ``Host`` header of a request to ``url`` may have. The names of loopback are one."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port is not None else ""
+    names = ("127.0.0.1", "localhost", "[::1]") if is_loopback(url) else (parts.hostname or "",)
+    return frozenset(f"{name}{port}" for name in names)
 
 
 def _is_here(host: str | None) -> bool:

@@ -58,18 +58,19 @@ async def give_up(
 async def end_session(
     session: Session, *, broker: Broker, vault: Vault, sessions: Sessions, now: float
 ) -> GivenUp | None:
-    """End one session. Its grant is given up with the last session that uses it; ``None`` while others do.
+    """End one session. Its grant is given up with the last session that uses it; ``None`` while others do, or without one.
 
     A grant that stayed would have the person's next call in any thread begin a session anew, without a sign-in.
     """
 
-    def shared() -> bool:
+    def alone() -> bool:
         live = sessions.live_of(session.principal, now)
-        if not any(other.grant_id == session.grant_id and other.id != session.id for other in live):
+        shared = any(other.grant_id == session.grant_id and other.id != session.id for other in live)
+        if shared or not session.grant_id:
+            sessions.end(session, now)
             return False
-        sessions.end(session, now)
         return True
 
-    if await asyncio.to_thread(shared):
+    if not await asyncio.to_thread(alone):
         return None
     return await give_up(session.principal, session.grant_id, broker=broker, vault=vault, sessions=sessions, now=now)

@@ -66,10 +66,13 @@ class Callback:
             self._server = ThreadingHTTPServer(("127.0.0.1", parts.port or 0), Handler)
         except OSError:
             raise SettingsError(
-                f"The port {parts.port} of DEPUTIZE_REDIRECT_URI is taken", "Stop what listens there, or choose another one"
+                f"The port {parts.port} of DEPUTIZE_REDIRECT_URI is taken",
+                "Stop what listens there, or choose another one",
             ) from None
         self._answering = threading.Lock()
-        self._thread = threading.Thread(target=self._server.serve_forever, name="deputize-callback", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="deputize-callback", daemon=True
+        )
 
     @property
     def redirect_uri(self) -> str:

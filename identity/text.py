@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["SHOWN_LIMIT", "printable"]
+
+SHOWN_LIMIT = 2_000
+"""Characters of one value that an approval page shows. What is longer is not asked about."""
 
 # Categories that change what surrounds them: control, format (bidirectional, zero-width), surrogate, private use,
 # unassigned, and the line and paragraph separators.

@@ -11,22 +11,25 @@ proxies from the environment, cookies, bodies over 1 MiB, answers that take long
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import threading
 from collections.abc import Callable, Collection, Coroutine
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
-from .errors import NeedsError, ProtocolError, SettingsError, TransportError, UsageError
+from .errors import DeputizeError, NeedsError, ProtocolError, SettingsError, TransportError, UsageError
 from .needs import origin_of
 from .oauth.wire import Request, Response
 
 __all__ = ["DEADLINE", "Transport"]
 
 _T = TypeVar("_T")
+_log = logging.getLogger("deputize")
 _BODY_LIMIT = 1 << 20
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 
@@ -78,6 +81,10 @@ class Transport:
         """Run ``await function(*args)`` on the I/O thread and await it, from any event loop."""
         loop = self._running()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), loop))
+
+    def spawn(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """Run ``await function(*args)`` on the I/O thread, without waiting for it; a failure is logged."""
+        asyncio.run_coroutine_threadsafe(function(*args), self._running()).add_done_callback(_logged)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -153,7 +160,7 @@ class Transport:
     async def _whole_answer(self, request: Request, host: str) -> tuple[httpx.Response, bytearray]:
         pool = self._pool()
         outgoing = pool.build_request(
-            request.method, request.url, data=_form(request) or None, headers=dict(request.headers)
+            request.method, request.url, data=_form(request) or None, json=request.json, headers=dict(request.headers)
         )
         answer = await pool.send(outgoing, stream=True)
         pool.cookies.clear()  # one person's answer leaves nothing that goes with another person's request
@@ -179,6 +186,13 @@ class Transport:
                 headers={"accept": "application/json", "user-agent": "deputize"},
             )
         return self._client
+
+
+def _logged(done: Future[Any]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.info(
+            "What nobody waited for failed: %s", error if isinstance(error, DeputizeError) else type(error).__name__
+        )
 
 
 def _form(request: Request) -> dict[str, list[str]]:

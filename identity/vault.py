@@ -95,7 +95,9 @@ class Vault:
     def grants_of(self, principal: Principal) -> list[Grant]:
         """Every grant of a person, working or not."""
         return self._all(
-            "tenant = ? AND issuer = ? AND subject = ?", (principal.tenant, principal.issuer, principal.subject), principal
+            "tenant = ? AND issuer = ? AND subject = ?",
+            (principal.tenant, principal.issuer, principal.subject),
+            principal,
         )
 
     def _one(self, where: str, parameters: tuple[object, ...], principal: Principal) -> Grant | None:

@@ -13,12 +13,17 @@ from .errors import SealError
 from .principal import Visitor
 from .sealing import Context, StateKeys, visitor_context
 
-__all__ = ["COOKIE", "Visitors"]
+__all__ = ["Visitors", "cookie_name"]
 
-COOKIE = "deputize_visitor"
+_COOKIE = "deputize_visitor"
 
 _LIFETIME = 30 * 86_400
 _LIMIT = 1_024
+
+
+def cookie_name(url: str) -> str:
+    """What the cookie is called at ``url``. Over https nobody but this very host can set it (RFC 6265bis §4.1.3.2)."""
+    return f"__Host-{_COOKIE}" if url.startswith("https://") else _COOKIE
 
 
 class Visitors:

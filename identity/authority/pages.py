@@ -12,7 +12,7 @@ import jinja2
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from ..text import printable
+from ..text import SHOWN_LIMIT, printable
 from .service import Approval, Authority
 from .web import Inbound, SignedIn, endpoint, page, same_origin
 
@@ -150,4 +150,4 @@ def _value(value: object) -> str:
         return "; ".join(_value(item) for item in value)
     if isinstance(value, Mapping):
         return "; ".join(f"{printable(str(k))}: {_value(v)}" for k, v in value.items())
-    return "none" if value is None else printable(str(value), limit=2_000)
+    return "none" if value is None else printable(str(value), limit=SHOWN_LIMIT)

@@ -1,4 +1,4 @@
-"""Client-initiated backchannel authentication: OpenID Connect CIBA Core 1.0, poll mode."""
+"""Client-initiated backchannel authentication: OpenID Connect CIBA Core 1.0, poll and ping."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "backchannel_request",
     "ciba_token_request",
     "iss_sub_hint",
+    "ping_request",
     "process_backchannel_response",
     "process_poll_response",
 ]
@@ -66,6 +67,7 @@ def backchannel_request(
     authorization_details: Sequence[Mapping[str, Any]],
     resource: str | None,
     requested_expiry: int,
+    client_notification_token: Secret | None = None,
     now: float,
 ) -> Request:
     """Ask a person (CIBA Core §7.1; RFC 9396 §3; RFC 8707 §2).
@@ -73,6 +75,7 @@ def backchannel_request(
     Args:
         resource: the API that the token of an approval is for.
         requested_expiry: seconds.
+        client_notification_token: for a client that is registered for ping (§7.1): the server's pings carry it.
     """
     form: list[tuple[str, str]] = [
         ("scope", scope),
@@ -83,6 +86,8 @@ def backchannel_request(
     ]
     if resource:
         form.append(("resource", resource))
+    if client_notification_token is not None:
+        form.append(("client_notification_token", client_notification_token.reveal()))
     url = server.endpoint("backchannel_authentication_endpoint")
     return Request("POST", url, authenticated(tuple(form), client, server, now))
 
@@ -102,6 +107,12 @@ def process_backchannel_response(
         interval=seconds(body, "interval", _WHAT) or 5.0,
         approval_uri=None if page is None else safe_url(page, "approval_uri", allow_origins),
     )
+
+
+def ping_request(endpoint: str, client_notification_token: Secret, auth_req_id: Secret) -> Request:
+    """The authorization server's side of a ping (§10.2): a bearer token, and JSON that holds the id and nothing else."""
+    headers = {"authorization": f"Bearer {client_notification_token.reveal()}"}
+    return Request("POST", endpoint, headers=headers, json={"auth_req_id": auth_req_id.reveal()})
 
 
 def ciba_token_request(server: ServerMetadata, client: Client, auth_req_id: Secret, *, now: float) -> Request:

@@ -20,12 +20,14 @@ _TEXT_LIMIT = 16_384
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Request:
-    """An HTTP request. Its ``repr`` shows neither form nor headers: they carry codes, assertions and tokens."""
+    """An HTTP request with a form or a JSON body. Its ``repr`` shows neither body nor headers: they carry codes,
+    assertions and tokens."""
 
     method: str
     url: str
     form: Form = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    json: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"Request({self.method} {self.url})"

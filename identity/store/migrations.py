@@ -119,7 +119,48 @@ def _first(db: Schema) -> None:
     db.table("marker").create({"id": int, "sealed": str}, pk="id", strict=True)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first,)
+def _second(db: Schema) -> None:
+    # Whose a conversation is, from its first run on (casebook E13, E19).
+    db.table("threads").create(
+        {"tenant": str, "graph": str, "thread": str, "owner": str, "created_at": float},
+        pk=("tenant", "graph", "thread"),
+        strict=True,
+    )
+    db.table("sessions").add_column("seal", str)
+    db.table("sessions").create_index(["tenant", "owner"])
+    for name, kind in (
+        ("ping", str), ("wake_leased_until", float), ("call", str), ("deferred_at", float), ("settled_at", float),
+    ):  # fmt: skip
+        db.table("requests").add_column(name, kind)
+    db.execute("CREATE UNIQUE INDEX requests_ping ON requests (ping) WHERE ping IS NOT NULL")
+    db.execute("CREATE INDEX requests_deferred ON requests (tenant, graph, thread) WHERE deferred_at IS NOT NULL")
+    db.execute("CREATE INDEX requests_of_people ON requests (tenant, issuer, subject, created_at)")
+    db.execute("CREATE INDEX effects_of_requests ON effects (request_id) WHERE request_id != ''")
+    db.table("inbound").create(
+        {
+            "id": str, "thread": str, "tenant": str, "issuer": str, "subject": str, "token": str, "expires_at": float,
+            "look_at": float,
+        },
+        pk="id",
+        not_null={"token", "expires_at"},
+        strict=True,
+    )  # fmt: skip
+    db.table("inbound").create_index(["expires_at"])
+    db.table("inbound").create_index(["look_at"])
+    db.table("wakes").create(
+        {"id": str, "tenant": str, "graph": str, "thread": str, "run_id": str, "expires_at": float},
+        pk="id",
+        strict=True,
+    )
+    db.table("relations").create(
+        {"tenant": str, "object": str, "relation": str, "subject": str},
+        pk=("tenant", "object", "relation", "subject"),
+        strict=True,
+    )
+    db.table("relations").create_index(["tenant", "subject", "relation", "object"])
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second)
 
 
 def require_own(connection: sqlite3.Connection) -> None:
