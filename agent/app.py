@@ -1,4 +1,4 @@
-"""The ``http.app`` of the development server: the embedded world's routes beside the server's own, and the waker."""
+"""What ``langgraph.json`` names for the development server: ``auth``, and the ``http.app`` with the embedded world in it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from agent.world import Loopback, World, install
+from agent.world import Loopback, World, install, seed
 from identity import DeputizeError, Identity, UsageError
-from identity.server import waking
+from identity.server import server_app, server_auth
 
 
 def _set_up() -> tuple[Identity, World]:
@@ -30,7 +30,9 @@ def _set_up() -> tuple[Identity, World]:
     kept = Path(".langgraph_api")
     kept.mkdir(mode=0o700, exist_ok=True)
     kept.chmod(0o700)
-    return identity, World(install(identity.settings.home / "world", url))
+    world = World(install(identity.settings.home / "world", url))
+    seed(identity, world.installation)
+    return identity, world
 
 
 try:
@@ -45,9 +47,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     people = world.installation.people.values()
     listed = "".join(f"\n    {p.username:6} {p.password}" for p in people)
     print(f"deputize: the embedded world is at {world.installation.url}. Sign in as{listed}", flush=True)  # noqa: T201
-    async with waking(identity):
-        yield
+    yield
 
 
-# No catch-all: everything that is not the world's stays the server's.
-app = Starlette(routes=world.routes(), lifespan=_lifespan, middleware=[Middleware(Loopback, url=identity.settings.url)])
+auth = server_auth(identity)
+app = server_app(identity, world.routes(), _lifespan, [Middleware(Loopback, url=identity.settings.url)])

@@ -21,7 +21,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph.state import CompiledStateGraph
 
 from agent.offline import OfflineModel
-from agent.tools import trading_tools
+from agent.tools import research_tools, trading_tools
 from agent.world import Running, running
 from agent.world.person import Person
 from graphs.assistant import build_assistant
@@ -101,7 +101,8 @@ async def assistant(identity: Identity, home: Path, url: str) -> AsyncIterator[G
     """The assistant with its checkpoints in a database beside the others. The model is the offline one, so that the
     story is the same everywhere."""
     async with AsyncSqliteSaver.from_conn_string(str(home / "checkpoints.db")) as saver:
-        yield build_assistant(OfflineModel(), trading_tools(url), identity, saver)
+        tools = [*trading_tools(url), *research_tools(identity)]
+        yield build_assistant(OfflineModel(), tools, identity, saver)
 
 
 async def demo(*, as_json: bool = False) -> int:
@@ -155,12 +156,13 @@ async def _play(story: _Story) -> None:
         await _play_orders(story, alice)
         await _play_killed(story, alice)
 
-    story.step("bob opens alice's thread")
+    story.step("bob opens alice's thread, and then one of his own")
     with identity.caller(bob.principal):
         refused = await _refusal(story.say("Show my portfolio"))
         story.verify(refused, "bob's run was refused before the model saw anything of the conversation")
     refused = await _refusal(story.say("Show my portfolio"))
     story.verify(refused, "and so is a run of somebody who does not say who is calling")
+    await _play_relations(story, alice, bob)
 
     story.step("A token for a small order is tried on a large one, at the API directly")
     small = [t for t in _claims(world) if t[1].get("scope") == "orders:write" and "authorization_details" not in t[1]]
@@ -254,6 +256,29 @@ async def _play_killed(story: _Story, alice: Person) -> None:
     story.verify(len(world.orders()) == before + 1, "the order was filled, once")
 
 
+async def _play_relations(story: _Story, alice: Person, bob: Person) -> None:
+    identity, orders = story.world.identity, len(story.world.orders())
+    public, restricted = "growing with its market", "its largest customer is leaving"
+    with identity.caller(bob.principal):
+        asked = requests(await story.say("What do analysts say about NOVA?", "bob"))
+        await bob.sign_in(asked[0])
+        state = await story.go_on("bob")
+        told = "".join(repr(m) for m in state["messages"])
+        story.verify(public in told and restricted not in told, "bob was shown the forecast that is for everybody")
+        state = await story.say("Buy 50 ACME at 100", "bob")
+    refused = not requests(state) and "You may not buy ACME" in last(state)
+    story.verify(refused, "bob may not buy, and nobody was asked to approve it")
+    tokens = [
+        c for _, c in _claims(story.world) if c["sub"] == bob.principal.subject and c.get("scope") == "orders:write"
+    ]
+    story.verify(
+        not tokens and len(story.world.orders()) == orders, "no token for it was issued, and nothing was bought"
+    )
+    with identity.caller(alice.principal):
+        told = last(await story.say("What do analysts say about NOVA?"))
+    story.verify(public in told and restricted in told, "alice, who is a trader, is shown both forecasts")
+
+
 def _start(story: _Story, principal: Principal, say: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "agent", "demo-part", "--home", str(story.home), "--url", story.world.url]
     with (story.home / "part.log").open("a") as log:
@@ -324,7 +349,7 @@ async def _look_everywhere(story: _Story) -> None:
         return not any(token in text for token in tokens)
 
     steps = 0
-    for thread in ("alice", _KILLED_THREAD):
+    for thread in ("alice", "bob", _KILLED_THREAD):
         async for snapshot in story.graph.aget_state_history(config(thread)):
             steps += 1
             if not clear(repr(snapshot)):

@@ -59,6 +59,7 @@ _QUOTE = re.compile(
 _PORTFOLIO = re.compile(
     r"\b(?:portfolio|holdings|positions|(?:my|our) (?:stocks|shares)|do i (?:still )?(?:own|have|hold))\b", re.I
 )
+_FORECAST = re.compile(r"\b(?:forecasts?|analysts?|outlook)\b", re.I)
 _LEAVE = re.compile(r"\b(?:don'?t|do not|never|no need to) (?:\w+ )?(?:show|list|quote|check|look|tell|give)\b", re.I)
 _WHO = re.compile(r"\b(?:who are you|what are you|what can you do|help|hello|hi|hey)\b", re.I)
 _LIMIT = re.compile(
@@ -69,8 +70,8 @@ _LIMIT = re.compile(
 _QUANTITY = re.compile(r"(?<![\w.$])(-?" + _NUMBER + r")(?![\w.])", re.I)
 
 _ABOUT = (
-    "I am deputize's offline model: a few patterns, no intelligence. I can quote ACME, NOVA, ORBT and HALO, show your"
-    " portfolio, and buy shares. Set OPENAI_API_KEY for a real model."
+    "I am deputize's offline model: a few patterns, no intelligence. I can quote ACME, NOVA, ORBT and HALO, tell what"
+    " analysts say about them, show your portfolio, and buy shares. Set OPENAI_API_KEY for a real model."
 )
 
 
@@ -122,7 +123,11 @@ class OfflineModel(BaseChatModel):
         wishes = [w if not w.tool or w.tool in self.bound else _NO_TOOL for w in _wishes(text)]
         called = [call for m in since if isinstance(m, AIMessage) for call in m.tool_calls]
         results = {m.tool_call_id: m for m in since if isinstance(m, ToolMessage)}
-        if not wishes:
+        said = max((i for i, m in enumerate(since) if isinstance(m, AIMessage) and not m.tool_calls), default=None)
+        later = [call for m in since[said:] if isinstance(m, AIMessage) for call in m.tool_calls]
+        if said is not None and later:  # the outcomes of what was asked for before
+            return AIMessage(_told([], later, results))
+        if not wishes and not called:
             return AIMessage(_ABOUT if _WHO.search(text) else f"I did not understand that. {_ABOUT}")
         prices = _prices(called, results)
         due: list[_Wish] = []
@@ -181,6 +186,7 @@ def _told(wishes: Sequence[_Wish], called: Sequence[Any], results: dict[str, Too
 
 _SUBJECTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "get_quote": lambda a: f"The quote of {a.get('symbol')}",
+    "get_forecast": lambda a: f"The forecast for {a.get('symbol')}",
     "show_portfolio": lambda a: "Showing the portfolio",
     "buy_stock": lambda a: f"Buying {a.get('quantity')} {a.get('symbol')} at up to {a.get('limit')}",
 }
@@ -203,8 +209,8 @@ def _wishes(text: str) -> list[_Wish]:
             if unclear:
                 unread.append(part)
                 continue
-            if kind is _quotes:
-                asked = [wish for name in unread for wish in _quotes(name)] + asked
+            if kind is _quotes or kind is _forecasts:
+                asked = [wish for name in unread for wish in kind(name)] + asked
                 unread.clear()
             found += [wish for wish in asked if wish not in found]
     if not found and unread and all(_NAME.fullmatch(part) for part in unread):
@@ -218,7 +224,8 @@ def _understood(
     part: str, kind: Callable[[str], list[_Wish]] | None, *, negated: bool
 ) -> tuple[list[_Wish], Callable[[str], list[_Wish]] | None, bool]:
     """A part's requests, the kind that the next part may go on with, and whether it names stocks for no known reason."""
-    reads = _portfolio if _PORTFOLIO.search(part) else _quotes if _QUOTE.search(part) else None
+    patterns = ((_FORECAST, _forecasts), (_PORTFOLIO, _portfolio), (_QUOTE, _quotes))
+    reads = next((reader for pattern, reader in patterns if pattern.search(part)), None)
     names_stock = bool(re.search(_SYMBOL, part, re.I))
     if _CANNOT.search(part):
         return [_Wish(question="I can quote, show the portfolio and buy; I cannot do that.")], None, False
@@ -234,8 +241,8 @@ def _understood(
         return reads(part), reads, False
     if _BUYING.search(part):
         return [_NOT_BOUGHT], None, False
-    if names_stock and kind is _quotes:
-        return _quotes(part), kind, False
+    if names_stock and (kind is _quotes or kind is _forecasts):
+        return kind(part), kind, False
     if names_stock and kind is _buys and (_MORE.match(part) or _NAME.fullmatch(part)):
         wishes = _buys(part)
         return wishes, None if any(wish.question for wish in wishes) else _buys, False
@@ -251,10 +258,18 @@ def _symbols(part: str) -> list[str]:
 
 
 def _quotes(part: str) -> list[_Wish]:
+    return _of_each("get_quote", part)
+
+
+def _forecasts(part: str) -> list[_Wish]:
+    return _of_each("get_forecast", part)
+
+
+def _of_each(tool: str, part: str) -> list[_Wish]:
     symbols = _symbols(part)
     if not symbols:
         return [_Wish(question="Which stock do you mean? I know ACME, NOVA, ORBT and HALO.")]
-    return [_Wish("get_quote", (("symbol", symbol),)) for symbol in symbols]
+    return [_Wish(tool, (("symbol", symbol),)) for symbol in symbols]
 
 
 def _portfolio(part: str) -> list[_Wish]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from langchain_core.tools import BaseTool, tool
 
-from identity import AccessToken, approval, idempotency_key, needs, resource
+from identity import AccessToken, Identity, approval, idempotency_key, may, needs, resource, signed_in
 
-__all__ = ["trading_tools"]
+from .forecasts import FORECASTS, KeywordRetriever
+
+__all__ = ["research_tools", "trading_tools"]
 
 
 def trading_tools(url: str, mount: httpx.AsyncBaseTransport | None = None) -> list[BaseTool]:
@@ -25,8 +28,8 @@ def trading_tools(url: str, mount: httpx.AsyncBaseTransport | None = None) -> li
     async def get_quote(symbol: str) -> str:
         """The current price of a stock, by its ticker symbol. Anybody may ask."""
         async with _client() as client:
-            quote = _checked(await client.get(f"{api}/quotes/{symbol}"))
-        return f"{quote['symbol']}: {quote['price']} {quote['currency']}"
+            told = _checked(await client.get(f"{api}/quotes/{quote(symbol, safe='')}"))
+        return f"{told['symbol']}: {told['price']} {told['currency']}"
 
     @tool
     @needs(read_only=True, token=resource(api, "portfolio:read"))
@@ -39,6 +42,7 @@ def trading_tools(url: str, mount: httpx.AsyncBaseTransport | None = None) -> li
 
     @tool
     @needs(
+        may("can_buy", "instrument:{symbol}"),
         approval(when=lambda quantity, limit: quantity * limit > 1_000, type="stock_order"),
         token=resource(api, "orders:write"),
     )
@@ -53,8 +57,26 @@ def trading_tools(url: str, mount: httpx.AsyncBaseTransport | None = None) -> li
     return [get_quote, show_portfolio, buy_stock]
 
 
+def research_tools(identity: Identity) -> list[BaseTool]:
+    """Tools over the agent's own documents, each person's part of them."""
+    forecasts = identity.permitted(KeywordRetriever(documents=FORECASTS), "can_read", "forecast")
+
+    @tool
+    @needs(signed_in(), read_only=True)
+    async def get_forecast(symbol: str) -> str:
+        """What analysts expect of a stock, by its ticker symbol: the forecasts that the user may read."""
+        found = await forecasts.ainvoke(symbol)
+        return "\n".join(d.page_content for d in found) or f"There is no forecast for {symbol} that you may read."
+
+    return [get_forecast]
+
+
 def _checked(answer: httpx.Response) -> dict[str, Any]:
-    body: dict[str, Any] = answer.json()
+    """The JSON object of an answer; what the API says is wrong, as the sentence that the person is told."""
+    try:
+        body: dict[str, Any] = answer.json()
+    except ValueError:
+        raise RuntimeError(f"the trading API answered {answer.status_code}, and no JSON") from None
     if answer.is_error:
         raise RuntimeError(f"the trading API answered {answer.status_code}: {body.get('error_description', body)}")
     return body

@@ -26,15 +26,18 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from identity import Identity, UsageError
+from identity.ledger import Request
 from identity.principal import Principal
+from identity.server import ping_route
 from identity.settings import Settings, load_settings
 
 from .installation import Installation, install
 from .issuer import Issuer
 from .person import Person
+from .relations import seed
 from .trading import Order, Trading
 
-__all__ = ["Loopback", "Running", "World", "install", "running"]
+__all__ = ["Loopback", "Running", "World", "install", "running", "seed"]
 
 Scope = dict[str, Any]
 _FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
@@ -56,7 +59,7 @@ class World:
     ) -> None:
         self.installation = installation
         self.issued_tokens: list[str] = []
-        self.issuer = Issuer(installation, clock, self.issued_tokens.append)
+        self.issuer = Issuer(installation, clock, self.issued_tokens.append, mount)
         self.trading = Trading(installation, clock, mount)
 
     def routes(self) -> list[Mount | Route]:
@@ -74,6 +77,7 @@ class World:
     def close(self) -> None:
         """Close connections and the database."""
         self.trading.close()
+        self.issuer.close()
         self.installation.database.close()
 
 
@@ -165,13 +169,18 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path | None = None, port: int = 0, clock: Callable[[], float] = time.time, **settings: Any
+    folder: Path | None = None,
+    port: int = 0,
+    clock: Callable[[], float] = time.time,
+    decided: Callable[[Request], Awaitable[None]] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """Serve an embedded world on loopback, for the length of the block.
 
     Args:
         folder: where it keeps its things; a temporary one, removed at the end, when not given.
         port: 0 for any free one.
+        decided: told of each request that a ping has found decided, with ``delivery="ping"``.
         settings: more of :class:`identity.settings.Settings` for its ``identity``.
 
     Raises:
@@ -182,11 +191,13 @@ async def running(
         listener = _listen(port)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         world = World(install(home / "world", url), clock)
-        app = Loopback(Starlette(routes=world.routes()), url)
+        given: Settings = load_settings(**{"embedded": True, "url": url, "home": home, **settings})
+        identity = Identity(given, clock=clock)
+        app = Loopback(Starlette(routes=[*world.routes(), ping_route(identity, decided)]), url)
         with _serving(app, listener):
-            given: Settings = load_settings(**{"embedded": True, "url": url, "home": home, **settings})
-            up = Running(url, Identity(given, clock=clock), world)
+            up = Running(url, identity, world)
             try:
+                await asyncio.to_thread(seed, up.identity, world.installation)
                 yield up
             finally:
                 await up.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import httpx
 from authlib.oauth2.rfc6749 import InvalidRequestError, OAuth2Error, UnauthorizedClientError
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -18,7 +19,11 @@ from identity.authority import Authority, Inbound, SignedIn, authority_routes, e
 from identity.authority.web import page, same_origin
 from identity.errors import TokenError
 from identity.oauth.authorization import local_path
+from identity.oauth.ciba import ping_request
+from identity.secret import Secret
+from identity.settings import PING_PATH
 from identity.text import printable
+from identity.transport import Transport
 
 from .grants import DETAIL_TYPES, DEVICE_CODE_GRANT_TYPE, GRANTS, InvalidTargetError, granted_details
 from .installation import Installation
@@ -53,13 +58,23 @@ class Issuer:
     Args:
         clock: unix seconds.
         issued: told of every token value.
+        mount: replaces the network to the agent, for pings (tests).
     """
 
-    def __init__(self, world: Installation, clock: Callable[[], float], issued: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        world: Installation,
+        clock: Callable[[], float],
+        issued: Callable[[str], None],
+        mount: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.world = world
         self.base = world.issuer
         self.tokens = Tokens(world, clock, issued)
-        self.authority = Authority(world.database, clock, POLL_INTERVAL)
+        self.authority = Authority(world.database, clock, POLL_INTERVAL, self._ping)
+        self._transport = Transport((world.url,), mount)
+        # Who wants a ping: in memory only, since both values are secrets; what a restart forgets is polled for.
+        self._pings: dict[str, tuple[Secret, Secret, float]] = {}
         self.people = People(world, clock)
         self.server = Server(world, self.tokens, self.authority)
         for grant, extensions in GRANTS:
@@ -99,7 +114,7 @@ class Issuer:
             "jwks_uri": f"{base}/jwks",
             "device_authorization_endpoint": f"{base}/device_authorization",
             "backchannel_authentication_endpoint": f"{base}/bc-authorize",
-            "backchannel_token_delivery_modes_supported": ["poll"],
+            "backchannel_token_delivery_modes_supported": ["poll", "ping"],
             "introspection_endpoint": f"{base}/introspect",
             "revocation_endpoint": f"{base}/revoke",
             "response_types_supported": ["code"],
@@ -189,6 +204,9 @@ class Issuer:
         resource = fields.get("resource", "")
         if resource and resource not in client.audiences:
             raise InvalidTargetError("This client may not call that resource")
+        notify = fields.get("client_notification_token", "")
+        if len(notify) > 1024 or (notify and len(notify) < 22):
+            raise InvalidRequestError("The client_notification_token is to have 128 bits, in at most 1024 characters")
         opened = self.authority.open(
             client_id=client.client_id,
             client_name=client.name,
@@ -199,6 +217,10 @@ class Issuer:
             binding_message=message,
             lifetime=min(int(asked), _APPROVAL_LIFETIME_LIMIT),
         )
+        if notify:
+            now = self._clock()
+            self._pings = {id_: held for id_, held in self._pings.items() if held[2] > now}
+            self._pings[opened.approval.id] = (Secret(notify), Secret(opened.auth_req_id), opened.approval.expires_at)
         return JSONResponse(
             {
                 "auth_req_id": opened.auth_req_id,
@@ -207,6 +229,16 @@ class Issuer:
                 "approval_uri": f"{self.base}/approvals/{quote(opened.approval.id, safe='')}",
             }
         )
+
+    def _ping(self, id_: str) -> None:
+        """Tell the agent that a request was decided (CIBA Core §10.2); once, and nobody waits for its answer."""
+        held = self._pings.pop(id_, None)
+        if held is not None:
+            self._transport.spawn(self._transport.send, ping_request(f"{self.world.url}{PING_PATH}", held[0], held[1]))
+
+    def close(self) -> None:
+        """Close its connections to the agent."""
+        self._transport.close()
 
     def _introspect(self, inbound: Inbound, client: Any) -> Response:
         """RFC 7662: an API asks about tokens that are for it, a client about its own; of others they learn nothing (§4)."""

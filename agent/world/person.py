@@ -55,6 +55,10 @@ class Person:
         """Open the request's page and press *Decline*. Returns the page that follows."""
         return (await self._submit(await self._open(request["url"]), {"decision": "deny"})).text
 
+    async def decide(self, request: Mapping[str, Any]) -> str:
+        """Do what a request asks for: sign in, or approve. Returns the last page."""
+        return await (self.sign_in(request) if request["kind"] == "login" else self.approve(request))
+
     async def read(self, url: str) -> str:
         """The text of a page, signing in first if it asks."""
         return (await self._open(url)).text

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from agent.offline import COMPANIES, OfflineModel
 
-TOOLS = ("get_quote", "show_portfolio", "buy_stock")
+TOOLS = ("get_quote", "get_forecast", "show_portfolio", "buy_stock")
 PRICES = {"ACME": "98.40", "NOVA": "41.15", "ORBT": "12.00", "HALO": "7.77"}
 
 
@@ -22,6 +22,8 @@ def result(call: dict[str, Any]) -> str:
     match call["name"]:
         case "get_quote":
             return f"{arguments['symbol']}: {PRICES[arguments['symbol']]} USD"
+        case "get_forecast":
+            return f"{arguments['symbol']} (R. Ng): steady"
         case "show_portfolio":
             return "12 ACME at 98.40"
         case _:
@@ -56,6 +58,8 @@ def spelled(call: dict[str, Any]) -> str:
     match call["name"], call["args"]:
         case "get_quote", {"symbol": symbol}:
             return f"quote {symbol}"
+        case "get_forecast", {"symbol": symbol}:
+            return f"forecast {symbol}"
         case "show_portfolio", {}:
             return "portfolio"
         case "buy_stock", {"symbol": symbol, "quantity": quantity, "limit": limit}:
@@ -85,6 +89,15 @@ UNDERSTOOD = [
     ("What are ACME and HALO worth?", "quote ACME; quote HALO"),
     ("ACME and NOVA", "quote ACME; quote NOVA"),
     ("What is ACME at\nHow much is NOVA", "quote ACME; quote NOVA"),
+    # What analysts say
+    ("What do analysts say about NOVA?", "forecast NOVA"),
+    ("forecast for ACME", "forecast ACME"),
+    ("Get me the forecasts for Orbit, please", "forecast ORBT"),
+    ("How is the outlook for Halo?", "forecast HALO"),
+    ("What's the analyst forecast for ACME and NOVA?", "forecast ACME; forecast NOVA"),
+    ("ACME and HALO forecasts", "forecast ACME; forecast HALO"),
+    ("What's NOVA at, and what do analysts say about HALO?", "quote NOVA; forecast HALO"),
+    ("Forecast for ACME, then buy 5 ACME at 100", "forecast ACME; buy 5 ACME at 100"),
     # The portfolio
     ("Show my portfolio", "portfolio"),
     ("Can I see my portfolio?", "portfolio"),
@@ -188,6 +201,8 @@ NO_ORDERS = [
     "buy -5 ACME",
     "buy 2.5 ACME",
     "buy 99999999999 ACME",
+    "Buy 5 ACME if analysts say so",
+    "buy what analysts say about NOVA",
     "buy 5 ACME at 0",
     "buy 5 ACME at 98,40",
     "buy 5 ACME at 1,00",
@@ -252,6 +267,13 @@ def test_what_it_left_out_of_a_longer_message_is_told(text: str, left: str) -> N
     else:
         assert made == ["buy 5 ACME at 99"]
         assert f"I did not understand: {left}" in told
+
+
+def test_a_forecast_without_a_stock_is_asked_back_and_a_refusal_is_told() -> None:
+    assert play("What do analysts say?") == ([], "Which stock do you mean? I know ACME, NOVA, ORBT and HALO.")
+    assert play("Don't show me the forecast for ACME") == ([], "Then I leave that.")
+    _, told = play("forecast for ACME", results=lambda call: "ERROR not for you")
+    assert told == "The forecast for ACME was not done: ERROR not for you"
 
 
 def test_a_negation_is_told_beside_what_was_done() -> None:
@@ -321,6 +343,23 @@ def test_what_failed_is_told_as_not_done() -> None:
         "Buy 50 ACME at 100 and quote NOVA", results=lambda c: "ERROR x" if c["name"] == "buy_stock" else result(c)
     )
     assert told == "Buying 50 ACME at up to 100 was not done: ERROR x\nNOVA: 41.15 USD"
+
+
+def test_the_outcome_of_what_was_asked_for_before_is_told_and_nothing_is_called_again() -> None:
+    """As it stands in a history after an approval that nobody waited for."""
+    arguments = {"symbol": "ACME", "quantity": 50, "limit": "100"}
+
+    def made(id_: str, content: str) -> list[BaseMessage]:
+        call = {"type": "tool_call", "id": id_, "name": "buy_stock", "args": arguments}
+        return [AIMessage("", tool_calls=[call]), ToolMessage(content, tool_call_id=id_)]
+
+    waits = [HumanMessage("Buy 50 ACME at 100"), *made("c1", "Asked for approval (#1a2b3c)."), AIMessage("I asked.")]
+    outcome = made("c2", "Bought 50 ACME at 98.40")
+    for said in ([], [HumanMessage("Hm.")], [HumanMessage("Hm."), AIMessage("I did not understand that.")]):
+        turn = OfflineModel(bound=TOOLS).invoke([*waits, *said, *outcome])
+        assert (turn.text, turn.tool_calls) == ("Bought 50 ACME at 98.40", [])
+    asked = OfflineModel(bound=TOOLS).invoke([*waits, HumanMessage("And NOVA?"), *outcome])
+    assert [call["name"] for call in asked.tool_calls] == ["get_quote"]
 
 
 def test_it_calls_only_the_tools_that_it_was_given() -> None:

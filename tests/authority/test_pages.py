@@ -17,7 +17,7 @@ from tests.world.driver import TRADING, Driver, fields, order_details
 
 def rows(page: str) -> list[tuple[str, str]]:
     """The terms and values that the page lists."""
-    found = re.findall(r"<dt>(.*?)</dt><dd[^>]*>(.*?)</dd>", page, re.DOTALL)
+    found = re.findall(r"<dt[^>]*>(.*?)</dt><dd[^>]*>(.*?)</dd>", page, re.DOTALL)
     return [(unescape(term), unescape(value)) for term, value in found]
 
 

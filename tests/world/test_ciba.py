@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
 
+from identity.authority.service import GRACE
 from tests.support import Inside
 from tests.world.driver import CIBA, ISSUER, TRADING, Driver, claims, order_details
 
@@ -70,6 +72,17 @@ async def test_an_approval_redeemed_twice_is_refused_and_its_token_revoked(drive
     assert (await driver.order(token, quantity=50)).status_code == 401
     assert world.orders() == []
     issued = [found for found in map(claims, world.issued_tokens) if found.get("authorization_details")]
+    assert not [found for found in issued if world.world.issuer.tokens.active(found["jti"])]
+
+
+@pytest.mark.case("B2")
+async def test_an_approval_redeemed_by_many_at_once_leaves_no_token_standing(driver: Driver, world: Inside) -> None:
+    asked = await driver.asked()
+    await world.person("alice").approve({"url": asked["approval_uri"]})
+    answers = await asyncio.gather(*(driver.collect(asked["auth_req_id"]) for _ in range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [400] * 9
+    issued = [found for found in map(claims, world.issued_tokens) if found.get("authorization_details")]
+    assert len(issued) == 10
     assert not [found for found in issued if world.world.issuer.tokens.active(found["jti"])]
 
 
@@ -257,7 +270,7 @@ async def test_an_approval_that_was_not_collected_in_time_is_worth_nothing_later
     world.clock.advance(59)
     for asked in (first, second):
         await world.person("alice").approve({"url": asked["approval_uri"]})
-    world.clock.advance(60)
+    world.clock.advance(GRACE)
     assert (await driver.collect(first["auth_req_id"])).status_code == 200
     world.clock.advance(1)
     refused(await driver.collect(second["auth_req_id"]), "expired_token")
@@ -276,7 +289,7 @@ async def test_declining_ends_it(driver: Driver, world: Inside) -> None:
         refused(await driver.collect(asked["auth_req_id"]), "access_denied")
 
 
-async def test_without_a_resource_the_token_is_for_the_client_itself(driver: Driver, world: Inside) -> None:
+async def test_without_a_resource_the_token_is_for_the_client_itself(driver: Driver) -> None:
     token = await driver.approved(resource="", authorization_details="")
     assert claims(token)["aud"] == "deputize-agent"
     assert "authorization_details" not in claims(token)

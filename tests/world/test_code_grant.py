@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -113,6 +115,16 @@ async def test_a_code_used_twice_is_refused_and_takes_its_tokens_with_it(driver:
     refused(await driver.refresh(tokens["refresh_token"]), "invalid_grant")
     refused(await driver.exchange(tokens["access_token"]), "invalid_grant")
     assert (await driver.order(delegated)).status_code == 401
+
+
+@pytest.mark.case("A4")
+async def test_a_code_used_by_many_at_once_leaves_no_token_standing(driver: Driver) -> None:
+    code = (await driver.authorize())["code"]
+    answers = await asyncio.gather(*(driver.redeem(code) for _ in range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [400] * 9
+    (tokens,) = [answer.json() for answer in answers if answer.status_code == 200]
+    assert not await driver.active(tokens["access_token"], client="deputize-agent")
+    refused(await driver.refresh(tokens["refresh_token"]), "invalid_grant")
 
 
 @pytest.mark.case("A4")

@@ -17,6 +17,7 @@ def refused(answer: httpx.Response, error: str) -> None:
     assert (answer.status_code, answer.json()["error"]) == (400, error), answer.text
 
 
+@pytest.mark.case("A18")
 async def test_the_answer_has_a_code_of_high_entropy_and_no_complete_link(driver: Driver) -> None:
     found = [await driver.device() for _ in range(20)]
     for device in found:
@@ -98,10 +99,8 @@ async def test_a_code_in_the_link_is_neither_filled_in_nor_approved(driver: Driv
     refused(await poll(driver, device["device_code"]), "authorization_pending")
 
 
-@pytest.mark.case("B14")
-async def test_a_typed_code_is_confirmed_on_a_page_that_says_who_asks_from_where_and_for_what(
-    driver: Driver, world: Inside
-) -> None:
+@pytest.mark.case("A18", "B14")
+async def test_a_typed_code_is_confirmed_on_a_page_that_says_who_asks_from_where_and_for_what(driver: Driver) -> None:
     browser, device = await driver.browser(), await driver.device(scope="openid orders:write")
     page = await browser.submit("/issuer/device", user_code=device["user_code"].lower().replace("-", " "))
     assert page.status_code == 200
@@ -140,7 +139,7 @@ async def test_guessing_codes_locks_out_for_a_minute_even_with_the_right_one(dri
 
 
 @pytest.mark.case("B14")
-async def test_a_new_browser_does_not_give_new_guesses(driver: Driver, world: Inside) -> None:
+async def test_a_new_browser_does_not_give_new_guesses(driver: Driver) -> None:
     browsers = [driver.visitor() for _ in range(6)]
     for browser in browsers:
         await browser.sign_in("alice")

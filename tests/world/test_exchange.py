@@ -168,6 +168,15 @@ async def test_the_audience_may_be_named_by_either_parameter(driver: Driver, wor
         assert claims(answer.json()["access_token"])["aud"] == TRADING
 
 
+@pytest.mark.case("C2")
+async def test_two_resources_in_one_request_are_refused_and_none_is_dropped(driver: Driver, world: Inside) -> None:
+    driver.register("other", audiences=frozenset({TRADING, "https://second.example"}))
+    subject = made(world, client_id="other", audience="other", may_act="other")
+    both = {"resource": TRADING, "audience": "https://second.example"}
+    refused(await driver.exchange(subject, client="other", **both), "invalid_target")
+    assert (await driver.exchange(subject, client="other")).status_code == 200
+
+
 @pytest.mark.case("C3")
 async def test_the_new_token_never_outlives_the_subject_token(driver: Driver, world: Inside) -> None:
     subject = made(world)
@@ -246,9 +255,7 @@ async def test_a_person_or_client_that_was_disabled_meanwhile_is_refused_at_once
 
 
 @pytest.mark.parametrize("subject_revoked", [True, False])
-async def test_a_revoked_subject_token_or_grant_is_worth_nothing(
-    driver: Driver, world: Inside, subject_revoked: bool
-) -> None:
+async def test_a_revoked_subject_token_or_grant_is_worth_nothing(driver: Driver, subject_revoked: bool) -> None:
     signed_in = await driver.sign_in()
     gone = signed_in["access_token" if subject_revoked else "refresh_token"]
     await driver.post("revoke", {"token": gone})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -43,6 +45,16 @@ async def test_a_refresh_token_used_again_kills_the_whole_family_with_its_access
         assert not await driver.active(answer["access_token"], client="deputize-agent")
     assert not await driver.active(delegated)
     assert (await driver.order(delegated)).status_code == 401
+
+
+@pytest.mark.case("A7")
+async def test_a_refresh_token_used_by_many_at_once_leaves_no_token_standing(driver: Driver) -> None:
+    token = (await driver.sign_in())["refresh_token"]
+    answers = await asyncio.gather(*(driver.refresh(token) for _ in range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [400] * 9
+    (renewed,) = [answer.json() for answer in answers if answer.status_code == 200]
+    assert not await driver.active(renewed["access_token"], client="deputize-agent")
+    refused(await driver.refresh(renewed["refresh_token"]))
 
 
 @pytest.mark.case("A7")

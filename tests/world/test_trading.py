@@ -189,7 +189,7 @@ async def test_a_token_for_one_order_buys_no_other_however_small(driver: Driver,
 
 
 @pytest.mark.case("B18")
-async def test_the_same_approval_in_two_tokens_counts_once(driver: Driver, world: Inside) -> None:
+async def test_the_same_approval_in_two_tokens_counts_once(driver: Driver) -> None:
     details = order_details()
     tokens = [await driver.approved(details), await driver.approved(details)]
     assert [(await driver.order(token, quantity=50)).status_code for token in tokens] == [201, 403]
@@ -218,7 +218,7 @@ async def test_an_idempotency_key_is_one_order(driver: Driver, world: Inside) ->
 
 
 @pytest.mark.case("B18")
-async def test_an_approved_order_can_be_asked_about_again_by_its_key(driver: Driver, world: Inside) -> None:
+async def test_an_approved_order_can_be_asked_about_again_by_its_key(driver: Driver) -> None:
     token = await driver.approved(order_details())
     first = await driver.order(token, quantity=50, key=KEY)
     again = await driver.order(token, quantity=50, key=KEY)
@@ -227,7 +227,7 @@ async def test_an_approved_order_can_be_asked_about_again_by_its_key(driver: Dri
     refused(await driver.order(token, quantity=500, key=KEY), 422, "idempotency_key_reused")
 
 
-async def test_one_key_sent_by_many_at_once_fills_one_order(driver: Driver, world: Inside) -> None:
+async def test_one_key_sent_by_many_at_once_fills_one_order(driver: Driver) -> None:
     token = await driver.trading_token()
     answers = await asyncio.gather(*(driver.order(token, key=KEY) for _ in range(20)))
     assert sorted(answer.status_code for answer in answers) == [200] * 19 + [201]
@@ -235,7 +235,7 @@ async def test_one_key_sent_by_many_at_once_fills_one_order(driver: Driver, worl
 
 
 @pytest.mark.parametrize("key", ["short", "x" * 201, "x" * 16 + "\x7f", ""])
-async def test_an_order_without_a_usable_key_is_refused(driver: Driver, world: Inside, key: str) -> None:
+async def test_an_order_without_a_usable_key_is_refused(driver: Driver, key: str) -> None:
     headers = {"authorization": f"Bearer {await driver.trading_token()}"} | ({"idempotency-key": key} if key else {})
     body = {"symbol": "ACME", "quantity": 5, "limit": "100.00"}
     refused(await driver.http.post("/trading/orders", json=body, headers=headers), 400, "invalid_request")
