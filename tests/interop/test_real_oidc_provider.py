@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -12,22 +13,26 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import uvicorn
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
+from starlette.applications import Starlette
 
 from agent.tools import trading_tools
 from graphs.assistant import build_assistant
-from identity import AccessToken, Identity, Principal, Secret, approval, needs, resource
+from identity import AccessToken, Identity, Principal, Relation, Secret, approval, needs, resource
+from identity.asking import SAFETY_INTERVAL
 from identity.broker import SignInAgainError
 from identity.errors import OAuthError, ProtocolError, SettingsError, TokenError, TransportError, UsageError
 from identity.keyring import create_client_key, create_keyring
 from identity.ledger import Request
 from identity.oauth.exchange import exchange_request
 from identity.oauth.tokens import process_token_response, refresh_request
+from identity.server import ping_route
 from identity.sessions import Place, Session
 from identity.settings import load_settings
 from identity.terminal import Callback
-from tests.interop.oidc_provider.running import API, CLIENT_ID, Api, Person, Provider, running
+from tests.interop.oidc_provider.running import API, CLIENT_ID, PINGED, Api, Person, Provider, running
 from tests.support import Scripted, calls, config, last, requests, say
 
 PORTFOLIO = resource(API, "portfolio:read")
@@ -85,7 +90,7 @@ class Desk:
     async def sign_in(self) -> Session:
         """Sign in by typed code, as at a terminal."""
         asking = self.identity.asking
-        request = await self.identity.transport.acall(asking.login, PLACE, None, "m0", SCOPES)
+        request = await self.identity.transport.acall(asking.login, PLACE, self.principal, "m0", SCOPES)
         assert request is not None
         await self.person.sign_in(request.shown())
         assert await self.poll(request) == "approved"
@@ -140,7 +145,7 @@ class Desk:
 
 @pytest_asyncio.fixture
 async def desk(provider: Provider, installed: Callable[..., Identity], request: Any) -> AsyncIterator[Desk]:
-    up = Desk(provider, installed(), getattr(request, "param", "alice"))
+    up = Desk(provider, installed(login="device"), getattr(request, "param", "alice"))
     yield up
     await up.person.close()
 
@@ -312,6 +317,45 @@ async def test_an_approval_shows_the_same_code_and_the_very_call_on_the_telephon
     assert await desk.outcome(graph) == "bought with ['orders:write']"
 
 
+@contextmanager
+def pinged(provider: Provider, identity: Identity) -> Iterator[list[str]]:
+    """Our notification endpoint, served with TLS; what its pings have found."""
+    found: list[str] = []
+
+    async def decided(request: Request) -> None:
+        found.append(request.state)
+
+    certificate, key = provider.tls
+    app = Starlette(routes=[ping_route(identity, decided)])
+    served = uvicorn.Config(app, log_level="warning", lifespan="off", ssl_certfile=certificate, ssl_keyfile=str(key))
+    server = uvicorn.Server(served)
+    thread = threading.Thread(target=server.run, args=([provider.pings],), daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
+@pytest.mark.case("B13")
+async def test_a_ping_brings_the_decision_at_once(provider: Provider, installed: Callable[..., Identity]) -> None:
+    desk = Desk(provider, installed(login="device", client_id=PINGED, delivery="ping"), "alice")
+    with pinged(provider, desk.identity) as found:
+        graph, shown, waiting = await desk.ask(ORDERS)
+        request = desk.identity.ledger.request(shown["id"])
+        assert request is not None
+        assert request.interval == SAFETY_INTERVAL
+        await desk.person.decide(waiting, approve=True)
+        for _ in range(500):  # five seconds at most, far below the interval
+            if found:
+                break
+            await asyncio.sleep(0.01)
+        assert found == ["approved"]
+        assert await desk.outcome(graph) == "bought with ['orders:write']"
+    await desk.person.close()
+
+
 async def test_a_server_that_sends_no_interval_is_asked_every_five_seconds(desk: Desk) -> None:
     _, shown, _ = await desk.ask(ORDERS)
     request = desk.identity.ledger.request(shown["id"])
@@ -363,6 +407,8 @@ async def test_a_whole_approved_conversation_runs_against_it(
 ) -> None:
     with browser(installed) as (identity, _):
         desk = Desk(provider, identity, "bob")
+        may_buy = Relation(desk.principal.key, "can_buy", "instrument:ACME")
+        await asyncio.to_thread(identity.relations.write, identity.settings.tenant, [may_buy])
         order = {"symbol": "ACME", "quantity": 5, "limit": "100"}
         large = {"symbol": "ACME", "quantity": 50, "limit": "100"}
         graph = desk.assistant(

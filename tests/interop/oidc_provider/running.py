@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -30,11 +31,13 @@ from starlette.routing import Route
 from identity.errors import TokenError
 from identity.keyring import create_client_key
 from identity.oauth.jwt import AccessTokenClaims, KeySet, key_id, validate_access_token
+from identity.settings import PING_PATH
 
 __all__ = ["API", "CLIENT_ID", "Api", "Person", "Provider", "running"]
 
 FOLDER = Path(__file__).parent
 CLIENT_ID = "the-agent"
+PINGED = f"{CLIENT_ID}-pinged"
 API = "https://api.example/trading"
 
 _WANTED = "The interop tests run panva's oidc-provider: install Node.js 20.20 or newer with its npm."
@@ -67,6 +70,8 @@ class Provider:
     client_key_file: Path
     trust: ssl.SSLContext
     log: Path
+    pings: socket.socket
+    tls: tuple[Path, Path]
 
 
 @contextmanager
@@ -75,6 +80,19 @@ def running(folder: Path) -> Iterator[Provider]:
     _install()
     ca_file, key, certificate = _certificates(folder)
     client_key_file = folder / "client-key.json"
+    client = {
+        "client_id": CLIENT_ID,
+        "application_type": "native",  # whose loopback redirect may have any port (RFC 8252 §7.3)
+        "redirect_uris": ["http://127.0.0.1/callback"],
+        "response_types": ["code"],
+        "grant_types": _GRANTS,
+        "token_endpoint_auth_method": "private_key_jwt",
+        "token_endpoint_auth_signing_alg": "ES256",
+        "backchannel_token_delivery_mode": "poll",
+        "authorization_details_types": ["stock_order"],  # RFC 9396 §10
+        "jwks": {"keys": [create_client_key(client_key_file)]},
+    }
+    pings = socket.create_server(("127.0.0.1", 0))
     settings = {
         "port": 0,
         "tls": {"key": str(key), "cert": str(certificate)},
@@ -82,17 +100,12 @@ def running(folder: Path) -> Iterator[Provider]:
         "apis": {API: ["portfolio:read", "orders:write"]},
         "clients": [
             {
-                "client_id": CLIENT_ID,
-                "application_type": "native",  # whose loopback redirect may have any port (RFC 8252 §7.3)
-                "redirect_uris": ["http://127.0.0.1/callback"],
-                "response_types": ["code"],
-                "grant_types": _GRANTS,
-                "token_endpoint_auth_method": "private_key_jwt",
-                "token_endpoint_auth_signing_alg": "ES256",
-                "backchannel_token_delivery_mode": "poll",
-                "authorization_details_types": ["stock_order"],  # RFC 9396 §10
-                "jwks": {"keys": [create_client_key(client_key_file)]},
-            }
+                **client,
+                "client_id": PINGED,
+                "backchannel_token_delivery_mode": "ping",
+                "backchannel_client_notification_endpoint": f"https://127.0.0.1:{pings.getsockname()[1]}{PING_PATH}",
+            },
+            client,
         ],
     }
     configuration = folder / "config.json"
@@ -112,7 +125,7 @@ def running(folder: Path) -> Iterator[Provider]:
         line = process.stdout.readline()
         assert line, f"oidc-provider did not start:\n{log.read_text()[-4000:]}"
         trust = ssl.create_default_context(cafile=ca_file)
-        yield Provider(json.loads(line)["issuer"], ca_file, client_key_file, trust, log)
+        yield Provider(json.loads(line)["issuer"], ca_file, client_key_file, trust, log, pings, (certificate, key))
     finally:
         process.stdin.close()
         try:
@@ -121,6 +134,7 @@ def running(folder: Path) -> Iterator[Provider]:
             process.kill()
             process.wait()
         process.stdout.close()
+        pings.close()
 
 
 def _install() -> None:
