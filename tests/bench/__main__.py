@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import concurrency, turns
+from tests.bench import concurrency, placements, serving, turns
 from tests.bench.harness import Gate, run, table, written
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,13 @@ GATES: list[Gate] = [
     turns.guarded_warm_sqlite,
     turns.guarded_cold_sqlite,
     turns.thread_growth_500,
+    placements.middleware_warm,
     concurrency.single_flight_requests,
     concurrency.loop_stall_ms,
+    serving.guard_overhead,
+    serving.wake_enqueue_ms,
+    serving.wake_start_s,
+    serving.idle_1000_cpu_pct,
 ]
 
 

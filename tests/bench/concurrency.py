@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import statistics
 import time
 
 from tests.bench.harness import Result, at_most, exactly
@@ -24,9 +26,25 @@ async def single_flight_requests(on: Stage) -> Result:
 
 
 async def loop_stall_ms(on: Stage) -> Result:
-    """Fifty guarded turns at once: the longest that the event loop kept anybody else waiting."""
-    threads = [await on.thread() for _ in range(_THREADS)]
+    """Fifty guarded turns at once: the longest that the event loop kept anybody else waiting.
+
+    What was imported is not the garbage collector's to look through meanwhile: that is 80 ms now and then, whoever's turns run.
+    """
     await turn(on.ours, await on.thread())
+    gc.collect()
+    gc.freeze()
+    try:
+        rounds = [await _stalled(on) for _ in range(1 if on.quick else 3)]
+    finally:
+        gc.unfreeze()
+    took = statistics.median(seconds for _, seconds in rounds)
+    note = f"{_THREADS} turns at once in {took * 1_000:.0f} ms; the longest of {len(rounds)} rounds"
+    return at_most("loop_stall_ms", max(stall for stall, _ in rounds) * 1_000, "ms", 50, note)
+
+
+async def _stalled(on: Stage) -> tuple[float, float]:
+    """``(longest stall, time that the turns took)``, in seconds."""
+    threads = [await on.thread() for _ in range(_THREADS)]
     worst = 0.0
     watching = True
 
@@ -42,5 +60,4 @@ async def loop_stall_ms(on: Stage) -> Result:
     await asyncio.gather(*(turn(on.ours, thread) for thread in threads))
     watching = False
     await watcher
-    took = time.perf_counter() - started
-    return at_most("loop_stall_ms", worst * 1_000, "ms", 50, f"{_THREADS} turns at once in {took * 1_000:.0f} ms")
+    return worst, time.perf_counter() - started

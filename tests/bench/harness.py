@@ -7,6 +7,7 @@ function's. :func:`run` gives each a stage of its own, so that none measures wha
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import statistics
 import tempfile
@@ -55,20 +56,19 @@ def exactly(name: str, value: float, unit: str, wanted: float, note: str = "") -
 
 
 async def interleaved(ours: Callable[[], Awaitable[Turn]], bare: Callable[[], Awaitable[Turn]], pairs: int) -> Pairs:
-    """Time two kinds of work A B A B …, the order within a pair alternating, after one pair that only warms up.
+    """Time two kinds of work A B, B A, A B …, after one pair that only warms up.
 
-    Each factory makes ready (not timed) what its turn then does (timed).
+    Each factory makes ready (not timed) what its turn then does (timed). Within a pair both are made ready in the order in which
+    they are timed, so that neither finds what it needs warmer than the other does.
     """
     found = Pairs([], [])
     for index in range(pairs + 1):
-        mine, other = await ours(), await bare()
+        order = [(ours, found.ours), (bare, found.bare)]
         if index % 2:
-            second, first = await _timed(other), await _timed(mine)
-        else:
-            first, second = await _timed(mine), await _timed(other)
-        if index:
-            found.ours.append(first)
-            found.bare.append(second)
+            order.reverse()
+        for turn, times in [(await ready(), times) for ready, times in order]:
+            times.append(await _timed(turn))
+    del found.ours[0], found.bare[0]
     return found
 
 
@@ -101,6 +101,7 @@ def run(
     """Run the gates one after the other; ``done`` is called with each result as it comes."""
     results = []
     for gate in gates:
+        gc.collect()  # else the next gate pays for what this one threw away
         with tempfile.TemporaryDirectory(prefix="deputize-bench-") as home:
             results.append(asyncio.run(_run(gate, Path(home), quick)))
         done(results[-1])

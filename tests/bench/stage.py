@@ -31,7 +31,7 @@ from identity.keyring import create_client_key
 from identity.sessions import Place
 from identity.settings import load_settings
 
-__all__ = ["Issuer", "Stage", "config", "stage", "turn"]
+__all__ = ["Issuer", "Stage", "Stub", "bare_tool", "config", "guarded_tool", "saver", "stage", "turn"]
 
 _URL = "http://127.0.0.1:2024"
 _LONG = 365 * 86_400.0
@@ -61,7 +61,7 @@ class Issuer(httpx.AsyncBaseTransport):
         return httpx.Response(200, json=answer)
 
 
-class _Stub(BaseChatModel):
+class Stub(BaseChatModel):
     """Calls the tool once for each message of a person, then is done; takes the same time however long the history is."""
 
     @property
@@ -86,7 +86,7 @@ def _call() -> Any:
 
 
 @tool("order")
-async def _bare(symbol: str) -> str:
+async def bare_tool(symbol: str) -> str:
     """Order something."""
     return f"Ordered {symbol}."
 
@@ -94,20 +94,20 @@ async def _bare(symbol: str) -> str:
 # Not read-only: it claims its effect before, and stores the outcome after.
 @tool("order")
 @needs(token=resource("https://api.example/orders", "orders:write"))
-async def _guarded(symbol: str, token: AccessToken) -> str:
+async def guarded_tool(symbol: str, token: AccessToken) -> str:
     """Order something."""
     return f"Ordered {symbol}."
 
 
 def _toolnode_graph(saver: AsyncSqliteSaver) -> Any:
-    model = _Stub()
+    model = Stub()
 
     async def call_model(state: MessagesState) -> dict[str, Any]:
         return {"messages": [await model.ainvoke(state["messages"])]}
 
     graph = StateGraph(MessagesState)
     graph.add_node("model", call_model)
-    graph.add_node("tools", ToolNode([_bare]))
+    graph.add_node("tools", ToolNode([bare_tool]))
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", tools_condition)
     graph.add_edge("tools", "model")
@@ -144,9 +144,9 @@ class Stage:
             self.alice, refresh_token=Secret("rt"), scope="", expires_at=self.now + _LONG, now=self.now
         ).id
 
-    def join(self, thread: str) -> None:
+    def join(self, thread: str, graph: str = "assistant") -> None:
         """alice's session on a thread: what the login of a thread leaves behind."""
-        place = Place(self.identity.settings.tenant, "assistant", thread)
+        place = Place(self.identity.settings.tenant, graph, thread)
         self.identity.sessions.start(
             place, self.alice, owner=self.alice.key, grant_id=self._grant_id, expires_at=self.now + _LONG, now=self.now
         )
@@ -188,11 +188,11 @@ async def stage(home: Path, *, quick: bool = False) -> AsyncIterator[Stage]:
     assert settings.client_key_file is not None  # by the embedded world
     create_client_key(settings.client_key_file)
     issuer = Issuer()
-    async with _saver(home / "bare.db") as bare, _saver(home / "ours.db") as ours:
+    async with saver(home / "bare.db") as bare, saver(home / "ours.db") as ours:
         on = Stage(quick, issuer, None, None, _toolnode_graph(bare), None, time.time())  # type: ignore[arg-type]
         on.identity = Identity(settings, clock=lambda: on.now, mount=issuer)
         on.alice = Principal(settings.tenant, settings.issuer, "usr_alice")
-        on.ours = build_assistant(_Stub(), [_guarded], on.identity, ours)
+        on.ours = build_assistant(Stub(), [guarded_tool], on.identity, ours)
         try:
             await asyncio.to_thread(on.sign_in)
             with on.identity.caller(on.alice):
@@ -202,7 +202,8 @@ async def stage(home: Path, *, quick: bool = False) -> AsyncIterator[Stage]:
 
 
 @contextlib.asynccontextmanager
-async def _saver(path: Path) -> AsyncIterator[AsyncSqliteSaver]:
+async def saver(path: Path) -> AsyncIterator[AsyncSqliteSaver]:
+    """A checkpointer with a write-ahead log that is synced at every commit."""
     async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
         await saver.setup()
         await saver.conn.execute("PRAGMA synchronous = FULL")

@@ -112,14 +112,14 @@ async def test_both_graphs_do_the_same_work(tmp_path: Path) -> None:
 async def test_the_stall_of_a_loop_that_somebody_blocks_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = stages._Stub._agenerate
+    answers = stages.Stub._agenerate
 
     async def blocks(self: Any, messages: Any, *args: Any, **kwargs: Any) -> Any:
         time.sleep(0.06)  # noqa: ASYNC251 - what the gate is there to find
         return await answers(self, messages)
 
     monkeypatch.setattr(concurrency, "_THREADS", 2)
-    monkeypatch.setattr(stages._Stub, "_agenerate", blocks)
+    monkeypatch.setattr(stages.Stub, "_agenerate", blocks)
     async with stage(tmp_path) as on:
         result = await concurrency.loop_stall_ms(on)
     assert result.value > 50

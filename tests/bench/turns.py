@@ -12,7 +12,7 @@ __all__ = ["guarded_cold_sqlite", "guarded_warm_sqlite", "thread_growth_500"]
 
 async def guarded_warm_sqlite(on: Stage) -> Result:
     """The call's token is in graph state already."""
-    pairs = await _warm(on, 2, on.samples(150))
+    pairs = await _warm(on, 2, on.samples(300))
     return at_most("guarded_warm_sqlite", pairs.ratio, "x", 1.25, f"{pairs}")
 
 
