@@ -26,16 +26,16 @@ demo: $(VENV)/.ready ## Play the whole story on the embedded world, and verify e
 	@$(PY) -m agent demo $(ARGS)
 
 test: $(VENV)/.ready ## Run the tests
-	@$(PY) -m pytest -q --ignore=tests/interop $(ARGS)
+	@$(PY) -m pytest -q -n auto --dist loadfile --ignore=tests/interop $(ARGS)
 
 chat: $(VENV)/.ready ## Talk to the assistant in the terminal
 	@$(PY) -m agent chat --port $(PORT) $(ARGS)
 
 dev: $(VENV)/.ready ## Serve the assistant with langgraph dev (PORT=2024)
-	@DEPUTIZE_EMBEDDED=1 DEPUTIZE_URL=http://127.0.0.1:$(PORT) DEPUTIZE_VISITOR=local \
+	@DEPUTIZE_EMBEDDED=1 DEPUTIZE_URL=http://127.0.0.1:$(PORT) \
 		$(VENV)/bin/langgraph dev --host 127.0.0.1 --port $(PORT) --no-browser --no-reload --n-jobs-per-worker 10
 
-check: $(VENV)/.ready ## Lint, format, types, import floors, docs
+check: $(VENV)/.ready ## Lint, format, types, import floors, casebook, docs
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
@@ -48,7 +48,7 @@ bench: $(VENV)/.ready ## Measure, as ratios inside one run; writes bench.json
 	@$(PY) -m tests.bench $(ARGS)
 
 sweep: $(VENV)/.ready ## The long runs: many more random examples
-	@HYPOTHESIS_PROFILE=sweep $(PY) -m pytest -q --ignore=tests/interop $(ARGS)
+	@HYPOTHESIS_PROFILE=sweep $(PY) -m pytest -q -n auto --dist loadfile --ignore=tests/interop $(ARGS)
 
 ci: check test interop ## What .ci/run calls
 
