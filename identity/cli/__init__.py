@@ -36,6 +36,3 @@ def main(ctx: click.Context, env_file: Path | None) -> None:
 
 for command in (init, keys, login, logout, whoami, sessions, approvals, doctor):
     main.add_command(command)
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
+from ..asking import TERMINAL
 from ..errors import RefusedError, UsageError
 from ..identity import Identity
 from ..ledger import Request
@@ -18,9 +19,7 @@ from ..principal import Principal, Visitor
 from ..sessions import Place, Session
 from ..signout import GivenUp, end_session, give_up
 
-__all__ = ["GRAPH", "Account"]
-
-GRAPH = "terminal"
+__all__ = ["Account"]
 
 _T = TypeVar("_T", Request, Session)
 
@@ -34,8 +33,8 @@ class Account:
 
     def __init__(self, identity: Identity, user: str) -> None:
         self._identity = identity
-        self._place = Place(identity.settings.tenant, GRAPH, user)
-        self._visitor = Visitor(f"{GRAPH}:{user}")
+        self._place = Place(identity.settings.tenant, TERMINAL, user)
+        self._visitor = Visitor(f"{TERMINAL}:{user}")
 
     # -- signing in --------------------------------------------------------------------------------------------------
 
@@ -87,6 +86,8 @@ class Account:
         self._withdraw()
         if self.session() is None:
             self.logout()
+            # A terminal is no conversation: what was said there is nowhere, so the next one there may be anybody.
+            self._identity.sessions.forget_ended(self._place)
 
     def _withdraw(self) -> None:
         ledger, now = self._identity.ledger, self._identity.clock()
@@ -138,12 +139,14 @@ class Account:
             lambda: end_session(session, broker=broker, vault=vault, sessions=sessions, now=now)
         )
 
-    def end_all(self) -> list[GivenUp]:
-        """End every session of whoever is signed in here, and give up every grant of theirs."""
-        principal = self.require().principal
-        grants = {grant.id: None for grant in self._identity.vault.grants_of(principal)}
-        used = {session.grant_id: None for session in self.sessions()}
-        return [self._give_up(principal, id_) for id_ in {**grants, **used}]
+    def end_all(self) -> tuple[int, list[GivenUp]]:
+        """End every session of whoever is signed in here, and give up every grant of theirs. Returns how many ended."""
+        principal, identity = self.require().principal, self._identity
+        receipts = [self._give_up(principal, grant.id) for grant in identity.vault.grants_of(principal)]
+        rest = identity.sessions.live_of(principal, identity.clock())
+        for session in rest:  # the application's own sign-ins, of which no grant is kept
+            identity.sessions.end(session, identity.clock())
+        return len(rest) + sum(receipt.sessions for receipt in receipts), receipts
 
     def _give_up(self, principal: Principal, grant_id: str) -> GivenUp:
         identity = self._identity

@@ -19,6 +19,7 @@ import httpx
 
 from ..errors import SettingsError
 from ..keyring import load_client, load_keyring
+from ..oauth.metadata import ServerMetadata
 from ..settings import Settings, as_set, load_settings, misspelt
 from ..store import marker_of
 from ..text import printable
@@ -164,35 +165,62 @@ def _client_key(now: Examination, settings: Settings) -> None:
 
 
 def _login(now: Examination, settings: Settings) -> None:
-    """Whether the way to sign in that is set can be gone: the issuer has it, and a browser can come back."""
-    server = now.server
-    wrong = len(now.findings)
-    if server is not None and settings.login == "device" and server.device_authorization_endpoint is None:
+    """Whether the ways to sign in and to be told of a decision that are set can be gone with this issuer."""
+    way = settings.login or ("device" if settings.embedded else "browser")
+    before = len(now.findings)
+    if now.server is not None:
+        _offered(now, now.server, way)
+        _delivered(now, now.server, settings)
+    _redirect(now, settings)
+    if now.server is None:
+        now.note("login", f"{way}; whether the issuer has it is not known")
+    elif len(now.findings) == before:
+        where = printable(settings.login_url if way == "url" else settings.redirect_uri)
+        now.ok("login", {"url": f"people sign in at {where}", "browser": f"browser, back at {where}"}.get(way, way))
+
+
+def _offered(now: Examination, server: ServerMetadata, way: str) -> None:
+    s256 = "S256" in server.code_challenge_methods_supported
+    if way == "device" and server.device_authorization_endpoint is None:
         now.fail(
             "login",
             "no_device",
             "DEPUTIZE_LOGIN is device, and the issuer has no device_authorization_endpoint",
             "Set DEPUTIZE_LOGIN=browser, or allow the device grant at the issuer",
         )
-    if server is not None and server.authorization_endpoint and "S256" not in server.code_challenge_methods_supported:
-        told = "The issuer does not say that it checks PKCE with S256 (code_challenge_methods_supported)"
-        fix = "Have it switched on at the issuer; until then sign in with codes: DEPUTIZE_LOGIN=device, deputize login --device"
-        if settings.login == "browser":
-            now.fail("login", "no_s256", told, fix)
-        else:
-            now.note("login", f"{told}: only device logins work")
-    elif server is not None and settings.login == "browser" and server.authorization_endpoint is None:
+    elif way == "browser" and server.authorization_endpoint is None:
         now.fail(
             "login",
             "no_browser",
             "DEPUTIZE_LOGIN is browser, and the issuer has no authorization_endpoint",
             "Set DEPUTIZE_LOGIN=device, or use another issuer",
         )
-    _redirect(now, settings)
-    if server is None:
-        now.note("login", f"{settings.login}; whether the issuer has it is not known")
-    elif len(now.findings) == wrong:
-        now.ok("login", f"{settings.login}; a browser comes back to {printable(settings.redirect_uri)}")
+    elif server.authorization_endpoint is not None and not s256:
+        told = "The issuer does not say that it checks PKCE with S256 (code_challenge_methods_supported)"
+        if way == "browser":
+            fix = "Have it switched on there; until then DEPUTIZE_LOGIN=device, and deputize login --device"
+            now.fail("login", "no_s256", told, fix)
+        else:
+            now.note("login", f"{told}: at the terminal, sign in with deputize login --device")
+
+
+def _delivered(now: Examination, server: ServerMetadata, settings: Settings) -> None:
+    if settings.delivery != "ping":
+        return
+    if "ping" not in server.backchannel_token_delivery_modes_supported:
+        now.fail(
+            "approvals",
+            "no_ping",
+            "DEPUTIZE_DELIVERY is ping, and the issuer does not offer that",
+            "Set DEPUTIZE_DELIVERY=poll, and have the client registered so",
+        )
+    elif not settings.embedded and not settings.url.startswith("https://"):
+        now.fail(
+            "approvals",
+            "ping_url",
+            f"DEPUTIZE_DELIVERY is ping, and the issuer cannot call {printable(settings.url)}",
+            "Set DEPUTIZE_URL to the https URL where this server is reached, or DEPUTIZE_DELIVERY=poll",
+        )
 
 
 def _redirect(now: Examination, settings: Settings) -> None:

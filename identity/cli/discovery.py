@@ -91,9 +91,11 @@ def _clock(now: Examination, answer: Response) -> bool:
 
 def _discovered(now: Examination, settings: Settings, answer: Response, transport: Transport) -> None:
     try:
-        now.document = read_json(answer, f"The discovery document of {settings.issuer}")
-        theirs = now.document.get("issuer")
-        if isinstance(theirs, str) and theirs != settings.issuer:
+        now.server = process_metadata_response(settings.issuer, answer, allow_origins=transport.allow_origins)
+        now.document = read_json(answer, "The discovery document")
+    except DeputizeError as error:
+        theirs = _named(answer)
+        if theirs is not None and theirs != settings.issuer:
             told = f"DEPUTIZE_ISSUER is {settings.issuer}, and what answers there calls itself {printable(theirs)}"
             if theirs.rstrip("/") == settings.issuer.rstrip("/"):
                 now.fail(
@@ -102,14 +104,21 @@ def _discovered(now: Examination, settings: Settings, answer: Response, transpor
             else:
                 now.fail("issuer", "issuer_differs", told, "Set the one that you mean, exactly as it spells itself")
             return
-        now.server = process_metadata_response(settings.issuer, answer, allow_origins=transport.allow_origins)
-    except DeputizeError as error:
         where = f"{settings.issuer}/.well-known/openid-configuration is to answer with it: check DEPUTIZE_ISSUER"
         elsewhere = "Something else answers there: set DEPUTIZE_URL to where the embedded world is"
         now.fail("issuer", "discovery", error.message, elsewhere if settings.embedded else where)
         return
     now.ok("issuer", f"{settings.issuer} answers with its discovery document")
     _refreshable(now)
+
+
+def _named(answer: Response) -> str | None:
+    """The issuer that a document names, be the rest of it as it may."""
+    try:
+        theirs = read_json(answer, "The discovery document").get("issuer")
+    except DeputizeError:
+        return None
+    return theirs if isinstance(theirs, str) else None
 
 
 def _refreshable(now: Examination) -> None:

@@ -23,7 +23,10 @@ def keys() -> None:
 @json_option
 @click.pass_obj
 def new(around: Surroundings, as_json: bool) -> None:
-    """Make a new key ring at DEPUTIZE_KEY_FILE. An existing one is never overwritten."""
+    """Make a new key ring.
+
+    It is written to DEPUTIZE_KEY_FILE; an existing one is never overwritten.
+    """
     from ..keyring import create_keyring
 
     settings = around.settings()
@@ -45,7 +48,11 @@ def new(around: Surroundings, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def client(around: Surroundings, as_json: bool) -> None:
-    """Make the agent's private key at DEPUTIZE_CLIENT_KEY_FILE and print the public one, to register at the issuer."""
+    """Make the agent's private key, and print the public one.
+
+    The private key is written to DEPUTIZE_CLIENT_KEY_FILE; an existing one is never overwritten. The public one is to be
+    registered at the issuer.
+    """
     from ..keyring import create_client_key
 
     settings = around.settings()

@@ -134,6 +134,9 @@ def logout(around: Surroundings, as_json: bool) -> None:
     )
 
 
+_OWN = "it came from the application's own sign-in, of which nothing is kept here"
+
+
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 
@@ -185,14 +188,14 @@ def end_sessions(around: Surroundings, session_id: str | None, everything: bool,
         raise UsageError("Which session is to end is not clear", "Give an id from `deputize sessions list`, or --all")
     with _account(around) as (_, account):
         if session_id is None:
-            receipts = account.end_all()
-            ended = sum(receipt.sessions for receipt in receipts)
+            ended, receipts = account.end_all()
             lines = [f"Ended {ended} of your sessions."]
         else:
             session, given_up = account.end(session_id)
             ended, receipts = 1, [given_up] if given_up else []
             lines = [f"Ended the session {session.short_id} ({_place(session)})."]
-            lines += [] if given_up else ["  the sign-in stays: another session uses it"]
+            if given_up is None:
+                lines.append(f"  {'another session uses the same sign-in, which stays' if session.grant_id else _OWN}")
     lines += [line for receipt in receipts for line in _receipt_lines(receipt)]
     tell(as_json, {"ended": ended, "grants": [_receipt(receipt) for receipt in receipts]}, lines)
 

@@ -98,23 +98,34 @@ def _template(name: str) -> str:
     return (files("identity.cli") / "templates" / name).read_text(encoding="utf-8")
 
 
+_ADD = {
+    "app.py": (
+        "server_auth",
+        "In app.py, add: auth = server_auth(identity) and app = server_app(identity), from identity.server",
+    ),
+    "langgraph.json": (
+        '"auth"',
+        'In langgraph.json, add: "auth": {"path": "app:auth", "disable_studio_auth": true} and'
+        ' "http": {"app": "app:app", "disable_mcp": true, "disable_a2a": true, "disable_store": true,'
+        ' "disable_webhooks": true, "disable_ui": true}',
+    ),
+}
+"""What a file that was left as it is needs, if it lacks a word."""
+
+
 def _next(folder: Path, written: Written) -> list[str]:
-    here = [] if folder == Path() else [f"cd {folder}"]
-    lines = {
-        "app.py": "In app.py, add: auth = server_auth(identity) and app = server_app(identity), from identity.server",
-        "langgraph.json": (
-            'In langgraph.json, add: "auth": {"path": "app:auth", "disable_studio_auth": true} and'
-            ' "http": {"app": "app:app", "disable_mcp": true, "disable_a2a": true, "disable_store": true,'
-            ' "disable_webhooks": true, "disable_ui": true}'
-        ),
-    }
+    kept = [_ADD[name] for name in written.kept if name in _ADD and _ADD[name][0] not in _text(folder / name)]
     return [
-        *here,
+        *([] if folder == Path() else [f"cd {folder}"]),
         'Install what it needs: pip install "langgraph-cli[inmem]" langchain-openai',
-        *(lines[name] for name in written.kept if name in lines),
+        *(line for _, line in kept),
         "Copy .env.example to .env, and fill it in",
         "Make the keys: deputize --env-file .env keys new; deputize --env-file .env keys client",
         "Register the public key that this prints, with your client id, at your issuer",
         "See whether everything works: deputize --env-file .env doctor",
         "Serve it: langgraph dev --no-browser",
     ]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
