@@ -125,7 +125,6 @@ CASES = (
         "A17",
         _OAUTH,
         "Someone else completes my connect or login link: refused.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "A18",
@@ -133,7 +132,6 @@ CASES = (
         "A login that was started by someone who is not signed in finishes only in the browser that "
         "started it. Device login is for the terminal's own sign-in and the embedded world: hand-typed "
         "code, no complete link, and a confirm page that names device, place and time.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "A19",
@@ -200,7 +198,6 @@ CASES = (
         _APPROVALS,
         "More than N pending per user: refused with a message; a cool-down after a denial; resuming never "
         "sends a second push.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "B12",
@@ -211,7 +208,6 @@ CASES = (
         "B13",
         _APPROVALS,
         "Forged or mismatched ping: 401, no state change; never a redirect followed.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "B14",
@@ -270,7 +266,6 @@ CASES = (
         _APPROVALS,
         "Equal pending calls of one thread coalesce into one request with one effect; the second call is "
         'answered by reference and never runs; asking for two effects shows "2 x".',
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "B23",
@@ -359,7 +354,6 @@ CASES = (
         "C10",
         _EXCHANGE,
         "The inbound subject token has one home: sealed, in a row keyed by the run, deleted at its end.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "C11",
@@ -380,7 +374,6 @@ CASES = (
         "Every discovered URL goes through one guarded transport that ignores proxy settings; development "
         "opens the embedded world's exact host and port, not all of loopback; SDKs that send by "
         "themselves (MCP, notifications, OpenFGA) are held to it.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "D1",
@@ -452,62 +445,52 @@ CASES = (
         "E1",
         _LANGGRAPH,
         "Forged resume value, of any shape: ignored.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E2",
         _LANGGRAPH,
         "Client edits thread state (user, session, tool call, decision): refused, and harmless if it got through.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E3",
         _LANGGRAPH,
         "`Command(goto=…/update=…)` from a client: refused, and harmless if it got through.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E4",
         _LANGGRAPH,
         "Run again from an old checkpoint, before or after approval: at most one effect.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E5",
         _LANGGRAPH,
         "Thread copied: at most one effect.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E6",
         _LANGGRAPH,
         "`kill -9` right after the effect, then restart and resume: at most one effect; the outcome reads "
         "`unknown` or `done`.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E7",
         _LANGGRAPH,
         "Parallel resumes, every multitask strategy: one effect.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E8",
         _LANGGRAPH,
         "Studio header without credentials from a foreign origin: cannot read a user's thread or act for a user.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E9",
         _LANGGRAPH,
         "Foreign `Host` header: refused.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E10",
         _LANGGRAPH,
         "Resource with no handler (store, assistants, crons…): denied by default; users are separated.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E11",
@@ -520,7 +503,6 @@ CASES = (
         "E12",
         _LANGGRAPH,
         "Another user reads, resumes, copies or lists my thread: 404.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E13",
@@ -532,7 +514,6 @@ CASES = (
         _LANGGRAPH,
         "Tampered checkpoint row: nothing is executed on load (strict msgpack, and `pickle_fallback` off; "
         "the dev server's own files are pickle: folder 0700, and the docs say so).",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E15",
@@ -551,7 +532,6 @@ CASES = (
         _LANGGRAPH,
         "A new user message while a request is pending: the thread stays usable, no dangling tool call, "
         "the request is cancelled or kept, visibly.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E18",
@@ -564,14 +544,12 @@ CASES = (
         "Two anonymous visitors are two owners (a visitor id minted by the server); login moves the "
         "owner. StudioUser exists in the embedded world only. Only the waker, with a single-use nonce, "
         "runs without a user.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E20",
         _LANGGRAPH,
         "Another graph run on my thread (`watcher` on an `assistant` thread): refused; seals name the "
         "graph. The watcher's input is a handle; its row says whose it is.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E21",
@@ -583,14 +561,12 @@ CASES = (
         "E22",
         _LANGGRAPH,
         "`configurable.user_id` and its like are ignored; `metadata.owner` cannot be set or changed by a client.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E23",
         _LANGGRAPH,
         "A web page of a foreign origin (another port too): 403 on every route, `text/plain` bodies "
         "included; webhooks off.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "E24",
@@ -724,7 +700,6 @@ CASES = (
         _RUNNING,
         "Document without an id, same object with two relations, an id shared by two documents: never let "
         "through by accident.",
-        planned="governance",
     ),
     Case(
         "G4",
@@ -742,7 +717,6 @@ CASES = (
         "G6",
         _RUNNING,
         "A 100 MB body, JSON 10⁵ deep, slow clients, endless pending requests: bounded memory, clear errors.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "G7",
@@ -769,7 +743,6 @@ CASES = (
         _RUNNING,
         "Principal = (tenant, issuer, subject) everywhere: seals, rows, policy, audit, administrators. "
         "Two organizations on one deployment see nothing of each other.",
-        planned="the LangGraph server as a place of control",
     ),
     Case(
         "G11",

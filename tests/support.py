@@ -24,7 +24,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from starlette.applications import Starlette
 
 from agent.tools import trading_tools
-from agent.world import Loopback, Running, World, install
+from agent.world import Loopback, Running, World, install, seed
 from graphs.assistant import build_assistant
 from identity import Identity
 from identity.keyring import KeyRing, create_keyring, load_keyring
@@ -140,6 +140,7 @@ async def inside(home: Path, clock: Clock, **settings: Any) -> AsyncIterator[Ins
     identity = Identity(_settings(home, **settings), clock=clock, mount=network, pause=clock.pause)
     up = Inside(URL, identity, world, network, network=network, clock=clock, home=home)
     try:
+        await asyncio.to_thread(seed, identity, world.installation)
         yield up
     finally:
         await up.close()
@@ -259,8 +260,9 @@ def listening(status: int = 200, body: str = "{}", **headers: str) -> Iterator[t
             seen.append(self.requestline)
             self.rfile.read(int(self.headers.get("content-length") or 0))
             self.send_response(status)
-            for name, value in {"content-type": "application/json", **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            for name, value in {"content-type": "application/json", **named}.items():
+                self.send_header(name, value)
             self.send_header("content-length", str(len(body.encode())))
             self.end_headers()
             self.wfile.write(body.encode())
@@ -305,7 +307,7 @@ def history_faults(messages: Sequence[BaseMessage]) -> list[str]:
     """What an OpenAI-style model would refuse in a history, by the strictest public rules; empty if it is sound.
 
     Every call of an assistant's message is answered exactly once, by the ``tool`` messages directly behind it and nowhere
-    else; ids are there and unique; names and arguments are spelled as the wire wants them.
+    else; ids are there and unique; ids, names and arguments are spelled as the wire wants them; nobody says nothing.
     """
     faults = []
     ids = [message.id for message in messages]
@@ -326,6 +328,10 @@ def history_faults(messages: Sequence[BaseMessage]) -> list[str]:
         open_ids = [call["id"] for call in called]
         if not all(open_ids) or len(set(open_ids)) != len(open_ids):
             faults.append(f"{here} has calls without ids, or with equal ones: {open_ids}")
+        elif not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", id_) for id_ in open_ids):
+            faults.append(f"{here} has calls whose ids some providers refuse: {open_ids}")
+        if message["role"] == "assistant" and not called and not message["content"]:
+            faults.append(f"{here} says nothing and calls nothing")
         for call in called:
             function = call["function"]
             if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", function["name"]):
@@ -355,3 +361,13 @@ async def signed_in(
 
 
 __all__ += ["signed_in"]
+
+
+def spelled(value: object) -> str:
+    """``repr`` as the name of a test, the same in every process: no addresses, sets in order."""
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(spelled, value))) + "}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+__all__ += ["spelled"]

@@ -218,6 +218,7 @@ async def test_a_caller_of_another_tenant_or_issuer_is_nobody_here(world: Inside
     assert world.identity.sessions.of(HERE) is None
 
 
+@pytest.mark.case("G10")
 async def test_two_tenants_on_one_database_sign_in_for_themselves(world: Inside) -> None:
     await signed_in(world, "alice")
     globex = world.again(tenant="globex")

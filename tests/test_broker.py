@@ -25,8 +25,8 @@ from tests.support import (
     as_caller,
     assistant,
     calls,
+    config,
     last,
-    say,
     signed_in,
 )
 
@@ -207,6 +207,13 @@ async def test_a_refresh_answer_with_nothing_but_a_token_is_no_loop_and_the_refr
     assert len(set(sent_refresh_tokens(world))) == 1, "the stored one was kept, and sent again"
 
 
+async def few_steps(graph: Any) -> dict[str, Any]:
+    """A person's message, in a run that fails if it loops."""
+    given = {"messages": [{"role": "user", "content": "go"}]}
+    state: dict[str, Any] = await graph.ainvoke(given, {**config(), "recursion_limit": 20})
+    return state
+
+
 @pytest.mark.case("F9")
 async def test_an_exchange_answer_without_expires_in_and_scope_serves_a_whole_run_with_one_request(
     world: Inside,
@@ -215,7 +222,7 @@ async def test_an_exchange_answer_without_expires_in_and_scope_serves_a_whole_ru
     answered(world, EXCHANGE, lambda body: {k: v for k, v in body.items() if k not in ("expires_in", "scope")})
     world.network.sent.clear()
     with as_caller(world, "alice"):
-        state = await say(assistant(world, calls("show_portfolio", "show_portfolio"), "Here it is."))
+        state = await few_steps(assistant(world, calls("show_portfolio", "show_portfolio"), "Here it is."))
     assert last(state) == "Here it is."
     assert [m.status for m in state["messages"] if m.type == "tool"] == ["success", "success"]
     assert asked(world, EXCHANGE) == 1
@@ -230,7 +237,7 @@ async def test_tokens_that_are_over_before_they_can_be_used_end_the_call_and_not
     answered(world, EXCHANGE, lambda body: {**body, "expires_in": lifetime})
     world.network.sent.clear()
     with as_caller(world, "alice"):
-        state = await say(assistant(world, calls("show_portfolio"), "It did not work."))
+        state = await few_steps(assistant(world, calls("show_portfolio"), "It did not work."))
     assert last(state) == "It did not work."
     assert [m.status for m in state["messages"] if m.type == "tool"] == ["error"]
     assert asked(world, EXCHANGE) == 1

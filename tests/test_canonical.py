@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from identity.canonical import canonical, digest, normalized
 from identity.errors import UsageError
+from tests.support import spelled
 
 
 class Side(Enum):
@@ -109,7 +110,7 @@ def test_the_digest_is_the_sha_256_of_these_bytes() -> None:
         (Order(symbol="ACME", limit=Decimal("98.40")), b'{"limit":"98.40","symbol":"ACME"}'),
         (("a", ["b"]), b'["a",["b"]]'),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: spelled(value)[:30],
 )
 def test_decimals_and_integers_beyond_what_javascript_holds_become_strings(value: Any, expected: bytes) -> None:
     assert canonical(value) == expected
@@ -145,7 +146,7 @@ def test_numbers_that_javascript_would_round_to_the_same_have_digests_of_their_o
         (10**1001, "value.x[1]"),
         (-(10**5000), "value.x[1]"),
     ],
-    ids=lambda value: repr(value)[:30] if not isinstance(value, int) else "int",
+    ids=lambda value: spelled(value)[:30] if not isinstance(value, int) else "int",
 )
 def test_what_has_no_canonical_form_is_refused_and_its_place_named(value: Any, where: str) -> None:
     with pytest.raises(UsageError) as refused:

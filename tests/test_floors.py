@@ -10,14 +10,32 @@ ROOT = Path(__file__).parents[1]
 
 # Each floor may import itself and what is below it.
 FLOORS = [
-    {"errors", "text", "secret", "principal", "canonical", "redaction", "needs", "policy", "access", "sealing"},
+    {
+        "errors",
+        "messages",
+        "text",
+        "secret",
+        "principal",
+        "canonical",
+        "redaction",
+        "conditions",
+        "needs",
+        "policy",
+        "access",
+        "sealing",
+    },
     {"oauth"},
     {"settings", "files", "transport", "keyring", "store"},
-    {"sessions", "vault", "ledger", "authority"},
+    {"sessions", "vault", "ledger", "inbound", "relations", "visitors", "authority"},
     {"broker"},
+    {"binding", "following", "signout"},
     {"asking"},
+    {"calls"},
+    {"guarded"},
     {"gate"},
-    {"nodes", "identity", "server", "terminal", "cli"},
+    {"running"},
+    {"turn"},
+    {"nodes", "middleware", "toolnode", "documents", "identity", "server", "terminal", "cli"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 GROUND = FLOORS[0] | FLOORS[1]

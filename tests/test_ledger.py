@@ -326,6 +326,7 @@ def test_an_outcome_of_another_effect_is_not_shown(ledger: Ledger, db: Database)
 # -- tenants -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case("G10")
 def test_two_tenants_in_one_database_see_nothing_of_each_other(ledger: Ledger) -> None:
     acme, globex = Place("acme", "assistant", "t1"), Place("globex", "assistant", "t1")
     ours = approval(ledger, place=acme)
@@ -333,7 +334,7 @@ def test_two_tenants_in_one_database_see_nothing_of_each_other(ledger: Ledger) -
     claimed = claim(ledger, "acme")
     assert ledger.pending(globex) == []
     assert ledger.due("globex", NOW + 1_000) == []
-    assert ledger.of_calls("globex", "m1") == {}
+    assert ledger.of_calls(globex, "m1") == {}
     assert ledger.login_by_digest("globex", "state") is None
     assert ledger.pending_login(globex, "visitor:v") is None
     assert ledger.last_login(globex, "visitor:v") is None

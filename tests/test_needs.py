@@ -23,6 +23,7 @@ from langchain_core.tools import StructuredTool, tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, Field, ValidationError
 
+from identity import may, signed_in
 from identity.access import AccessToken
 from identity.errors import GateError, NeedsError
 from identity.needs import (
@@ -38,7 +39,7 @@ from identity.needs import (
     resource,
 )
 from identity.secret import Secret
-from tests.support import Clock
+from tests.support import Clock, spelled
 
 VALUE = "at-that-nobody-may-see"
 API = resource("https://trading.example", "orders:write")
@@ -260,7 +261,7 @@ def test_ordinary_values_ask_nothing_by_themselves() -> None:
 
 @pytest.mark.case("B21")
 @pytest.mark.parametrize(
-    "returned", [True, 1, 0, "yes", "", "False", None, [], {}, 0.0, Decimal(0), object()], ids=repr
+    "returned", [True, 1, 0, "yes", "", "False", None, [], {}, 0.0, Decimal(0), object()], ids=spelled
 )
 def test_anything_but_the_false_of_python_asks(returned: Any) -> None:
     assert approval(when=lambda: returned).asks({}) is True
@@ -361,6 +362,38 @@ def test_the_first_condition_that_asks_is_the_one() -> None:
     assert needs_of(buy).approval_for({"quantity": 7}) is None
 
 
+def test_conditions_of_all_kinds_stack_and_each_needs_a_user() -> None:
+    buying, always = may("can_buy", "instrument:{symbol}"), approval()
+
+    @needs(may("can_trade", "desk:equities"), signed_in(), always, read_only=True)
+    @needs(buying)
+    def buy(symbol: str) -> None: ...
+
+    declared = needs_of(buy)
+    assert [condition.relation for condition in declared.relations] == ["can_trade", "can_buy"]
+    assert (declared.approvals, declared.signed_in, declared.read_only) == ((always,), True, True)
+    for condition in (buying, always, signed_in()):
+
+        @needs(condition)
+        def one(symbol: str) -> None: ...
+
+        assert needs_of(one).user
+        assert dict(needs_of(one).tokens) == {}
+
+
+async def test_an_existing_tool_is_given_relations_too_and_its_own_schema_names_them() -> None:
+    existing = StructuredTool.from_function(
+        lambda **arguments: "bought",
+        name="buy",
+        description="Buy.",
+        args_schema={"type": "object", "properties": {"symbol": {"type": "string"}}},
+    )
+    wrapped = needs(may("can_buy", "instrument:{symbol}"))(existing)
+    (condition,) = needs_of(wrapped).relations
+    assert condition.objects({"symbol": "ACME"}) == ("instrument:ACME",)
+    assert needs_of(existing) is NOTHING
+
+
 def test_a_tool_that_declares_nothing_needs_nobody_and_is_not_read_only() -> None:
     @tool
     def plain(symbol: str) -> str:
@@ -388,6 +421,9 @@ def takes(symbol: str, token: AccessToken) -> None: ...
         (lambda: needs(LARGE), no_token, "looks at 'quantity'"),
         (lambda: needs(approval(when=lambda token: True), token=API), takes, "looks at 'token'"),
         (lambda: needs(approval(when=lambda sybmol: True)), no_token, "no_token.. has: symbol"),
+        (lambda: needs(may("can_buy", "instrument:{sybmol}")), no_token, r"may\(…\) of no_token.. looks at 'sybmol'"),
+        (lambda: needs(may("can_buy", lambda sybmol: "x:y")), no_token, "no_token.. has: symbol"),
+        (lambda: needs(may("can_buy", "instrument:{token}"), token=API), takes, "looks at 'token'"),
         (lambda: needs("yes"), no_token, "takes conditions"),  # type: ignore[arg-type]
         (lambda: needs(token="https://trading.example"), takes, "takes a resource"),  # type: ignore[arg-type]
         (lambda: needs(token=API), "takes", "goes around a function or a tool"),

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from identity.policy import Allow, Deny, Facts, StepUp, decide
+from identity.policy import Allow, Deferred, Deny, Facts, StepUp, decide
 
-READY = {"needs_user": True, "session": "live", "needs_approval": True, "approval": "approved"}
+READY = {
+    "needs_user": True,
+    "session": "live",
+    "needs_relation": True,
+    "relation": "holds",
+    "needs_approval": True,
+    "approval": "approved",
+}
 
 
 def facts(**changes: Any) -> Facts:
@@ -27,6 +34,7 @@ def test_a_call_with_everything_that_it_needs_is_allowed() -> None:
     [
         ({"session": "none"}, "login"),
         ({"session": "none", "approval": "none", "token_missing": True}, "login"),  # login comes first, alone
+        ({"session": "none", "relation": "unknown", "approval": "none"}, "login"),  # nobody has relations
         ({"approval": "none"}, "approval"),
         ({"approval": "pending"}, "approval"),
         ({"approval": "none", "token_missing": True}, "approval"),  # the token exists only after the approval
@@ -43,6 +51,12 @@ def test_what_is_missing_is_obtained_first_and_in_this_order(changes: dict[str, 
     [
         ({"problem": "There is no such tool."}, "invalid_call"),
         ({"problem": "There is no such tool.", "effect": "done"}, "invalid_call"),
+        ({"relation": "missing"}, "forbidden"),
+        ({"relation": "unknown"}, "forbidden"),
+        ({"relation": "a state of tomorrow"}, "forbidden"),
+        ({"relation": None}, "forbidden"),
+        ({"relation": "missing", "approval": "none"}, "forbidden"),  # nobody is asked about what is denied anyway
+        ({"relation": "missing", "token_missing": True}, "forbidden"),
         ({"session": "none", "login_refused": "Nobody signed in."}, "login_refused"),
         ({"approval": "denied"}, "access_denied"),
         ({"approval": "expired"}, "expired"),
@@ -69,6 +83,14 @@ def test_the_reason_that_was_recorded_is_told(approval: Any) -> None:
     assert denied.reason == "Not today."
 
 
+def test_a_call_whose_approval_is_deferred_is_answered_while_the_person_decides_and_otherwise_like_any_other() -> None:
+    assert decide(facts(approval="pending", defers=True)) == Deferred()
+    assert decide(facts(approval="none", defers=True)) == StepUp("approval")  # it has to be asked for first
+    assert decide(facts(approval="approved", defers=True)) == Allow()
+    assert decide(facts(approval="pending", defers=True, session="none")) == StepUp("login")
+    assert isinstance(decide(facts(approval="denied", defers=True)), Deny)
+
+
 @pytest.mark.parametrize("effect", ["claimed", "unknown", "done"])
 def test_an_effect_that_was_started_is_answered_from_the_ledger_whatever_else_holds(effect: Any) -> None:
     assert decide(facts(effect=effect, session="none", approval="denied", token_missing=True)) == Allow()
@@ -78,19 +100,28 @@ def test_nothing_runs_without_a_session_an_approval_or_a_token_that_it_needs() -
     """All combinations: an allowed call that was not started before lacks nothing."""
     approvals = ["none", "pending", "approved", "denied", "expired", "withdrawn", "unusable", "?"]
     flags = [False, True]
-    for session, approval, user, asks, missing, failure, refused in itertools.product(
-        ["live", "none", "?"], approvals, flags, flags, flags, ["", "It failed."], ["", "Refused."]
+    related = [(False, "unknown"), (True, "holds"), (True, "missing"), (True, "unknown"), (True, "?")]
+    for session, approval, user, asks, defers, missing, failure, refused, (takes, relation) in itertools.product(
+        ["live", "none", "?"], approvals, flags, flags, flags, flags, ["", "It failed."], ["", "Refused."], related
     ):
         known = Facts(
             needs_user=user,
             session=session,  # type: ignore[arg-type]
+            needs_relation=takes,
+            relation=relation,  # type: ignore[arg-type]
             needs_approval=asks,
             approval=approval,  # type: ignore[arg-type]
+            defers=defers,
             token_missing=missing,
             failure=failure,
             login_refused=refused,
         )
         if decide(known) == Allow():
             assert not user or session == "live"
+            assert not takes or relation == "holds"
             assert not asks or approval == "approved"
             assert not missing
+        if decide(known) == Deferred():
+            assert defers
+            assert approval == "pending"
+            assert session == "live" or not user

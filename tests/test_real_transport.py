@@ -27,7 +27,7 @@ def get(transport: Transport, url: str) -> int:
     return transport.call(transport.send, Request("GET", url)).status
 
 
-@pytest.mark.case("C9")
+@pytest.mark.case("C9", "C13")
 def test_a_proxy_from_the_environment_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening() as (proxy, through), listening() as (world, direct), speaking(world) as transport:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -42,7 +42,7 @@ def test_a_proxy_from_the_environment_sees_nothing(monkeypatch: pytest.MonkeyPat
         assert through == []
 
 
-@pytest.mark.case("C9")
+@pytest.mark.case("C9", "C13")
 def test_no_connection_is_made_to_another_port_of_loopback_nor_by_a_redirect_to_it() -> None:
     with (
         listening() as (other, reached),

@@ -23,8 +23,8 @@ VISITOR = Visitor("v1")
 
 @pytest.fixture
 def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    database, _ = stored(tmp_path)
-    yield Sessions(database)
+    database, ring = stored(tmp_path)
+    yield Sessions(database, ring.rows)
     database.close()
 
 
@@ -137,6 +137,7 @@ def test_of_two_people_who_sign_in_at_once_one_gets_the_conversation(sessions: S
     assert found.principal == people[won.index(True)]
 
 
+@pytest.mark.case("G10")
 @pytest.mark.parametrize(
     "place", [Place("globex", "assistant", "t1"), Place("acme", "watcher", "t1"), Place("acme", "assistant", "t2")]
 )

@@ -163,7 +163,7 @@ def test_a_code_comes_back_to_this_machine_or_over_https(redirect_uri: str) -> N
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"login": "password"}, "DEPUTIZE_LOGIN: Input should be 'device' or 'browser'"),
+        ({"login": "password"}, "DEPUTIZE_LOGIN: Input should be 'url', 'browser' or 'device'"),
         ({"embedded": "perhaps"}, "DEPUTIZE_EMBEDDED: Input should be a valid boolean"),
         ({"tennant": "acme"}, "DEPUTIZE_TENNANT: "),
         ({"tenant": ""}, "DEPUTIZE_TENANT is empty"),

@@ -42,14 +42,17 @@ def orders_sent(world: Inside) -> int:
 
 
 async def go_on(world: Inside, graph: Any, thread: str = "t1") -> dict[str, Any]:
-    state: dict[str, Any] = await world.identity.resume(graph, config(thread))
+    """For alice, once something that her thread waits for has been decided."""
+    with as_caller(world, "alice"):
+        state: dict[str, Any] = await world.identity.resume(graph, config(thread))
     return state
 
 
 def test_the_graph_has_the_nodes_that_its_drawing_names(world: Inside) -> None:
     drawn = assistant(world).get_graph()
     assert set(drawn.nodes) == {
-        *("__start__", "model", "login", "approval", "await_user", "token_exchange", "tool_call", "tidy", "__end__"),
+        *("__start__", "model", "login", "approval", "await_user", "token_exchange", "tool_call", "tidy", "settle"),
+        "__end__",
     }
     led = {(e.source, e.target) for e in drawn.edges}
     assert {t for s, t in led if s == "tool_call"} == {"model"}, "the join, and nothing that would fire once per call"
@@ -133,7 +136,7 @@ async def test_a_login_that_nobody_finishes_expires_and_is_asked_for_anew_when_i
     graph = assistant(world, calls("show_portfolio"), "Nobody signed in.", calls("show_portfolio"), "There.")
     first = requests(await say(graph))
     world.clock.advance(1_000)
-    state = await go_on(world, graph)
+    state = await world.identity.resume(graph, config())
     assert "expired" in str(state["messages"][-2].content)
     second = requests(await say(graph))
     assert [r["kind"] for r in second] == ["login"]

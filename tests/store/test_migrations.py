@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,24 @@ def test_a_step_that_fails_leaves_nothing_of_itself_and_can_be_tried_again(tmp_p
     db.close()
     db = opened(path, _people, _with_age)
     assert db.read("SELECT age FROM people") == [(36,)]
+    db.close()
+
+
+def test_a_process_that_ends_before_it_notes_a_step_has_not_taken_it(tmp_path: Path) -> None:
+    path = tmp_path / "people.db"
+
+    def no_version(action: int, name: str | None, value: str | None, *_: object) -> int:
+        noted = action == sqlite3.SQLITE_PRAGMA and name == "user_version" and value is not None
+        return sqlite3.SQLITE_DENY if noted else sqlite3.SQLITE_OK
+
+    def ends(db: Schema) -> None:
+        _people(db)
+        db.conn.set_authorizer(no_version)
+
+    with pytest.raises(StoreError, match="not authorized"):
+        opened(path, ends)
+    db = opened(path, _people)  # the step is taken now, from the beginning
+    assert db.read("SELECT * FROM people") == [(1, "Ada")]
     db.close()
 
 
