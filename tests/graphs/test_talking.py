@@ -17,6 +17,7 @@ from langgraph.types import interrupt
 
 from identity import AccessToken, approval, needs, resource
 from identity.asking import APPROVAL_LIFETIME
+from identity.authority import service
 from identity.calls import OpenCall
 from identity.gate import Gate
 from identity.sessions import Place
@@ -703,3 +704,63 @@ async def test_a_graph_that_is_called_several_times_in_one_run_hears_several_mes
         nested = {"thread_id": thread, "run_id": "r1", "checkpoint_ns": "parent:1"}
         await inner.ainvoke({"messages": [{"role": "user", "content": "go"}]}, {"configurable": nested})
     assert done == ["Ann", "Ben"]
+
+
+@pytest.mark.case("B9")
+async def test_an_approval_that_is_fetched_long_after_its_time_is_not_used(
+    world: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looked meanwhile, and a server hands it out all the same."""
+    monkeypatch.setattr(service, "GRACE", 1e9)
+    await signed_in(world)
+    with as_caller(world, "alice"):
+        (asked,) = requests(await say(assistant(world, calls(LARGE))))
+    await world.person("alice").approve(asked)
+    world.clock.advance(APPROVAL_LIFETIME + 45)
+    await world.identity.poll()
+    found = world.identity.ledger.request(asked["id"])
+    assert found is not None
+    assert found.state == "expired"
+
+
+@pytest.mark.case("B10")
+async def test_what_a_page_could_not_show_whole_is_not_asked_about(world: Inside) -> None:
+    done = []
+
+    @tool
+    @needs(approval(), token=resource(f"{URL}/trading", "orders:write"))
+    async def write(text: str, token: AccessToken) -> str:
+        """Write something."""
+        done.append(text)
+        return "Written."
+
+    await signed_in(world)
+    long = "Dear all, " + "x" * 2_000 + " PS: and one more thing"
+    with as_caller(world, "alice"):
+        state = await say(assistant(world, calls(("write", {"text": long})), tools=[write]))
+    assert (pushed(world), done) == (0, [])
+    assert "too long to be shown whole" in answers(state)[0]
+
+
+@pytest.mark.case("B21")
+async def test_an_approval_serves_once_though_its_condition_does_not_ask_any_more(world: Inside) -> None:
+    limit, done = [1], []
+
+    @tool
+    @needs(approval(when=lambda quantity: quantity > limit[0]), read_only=True)
+    async def look(quantity: int) -> str:
+        """Look at something."""
+        done.append(quantity)
+        return "Seen."
+
+    await signed_in(world)
+    graph = assistant(world, calls(("look", {"quantity": 5})), tools=[look])
+    with as_caller(world, "alice"):
+        (asked,) = requests(await say(graph))
+        before = (await graph.aget_state(config())).config
+        await world.person("alice").approve(asked)
+        await polled(world)
+        limit[0] = 100
+        for _ in range(2):
+            await graph.ainvoke(None, before)
+    assert done == [5]
